@@ -1,0 +1,1 @@
+//! Fairlead's agent: watches Services and EndpointSlices and keeps the eBPF maps in step.

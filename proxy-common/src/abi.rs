@@ -1,0 +1,69 @@
+//! The maps: keys, values, names and default sizes. One file per family of maps.
+
+pub mod config;
+pub mod device;
+pub mod filter;
+pub mod flow;
+pub mod name;
+pub mod service;
+pub mod slot;
+pub mod stats;
+
+pub use config::Config;
+pub use device::{Device, Role};
+pub use flow::{Direction, Flow, FlowKey};
+pub use name::Name;
+pub use service::{Class, NodeAddr, Policy, Port, Run, RunVerdict, Service, ServiceKey};
+pub use slot::{Live, Slot};
+pub use stats::PortStats;
+
+/// Default sizes, for a 250-pod node in a cluster of up to 10,000 Services. Every one is a flag of `fairlead run`.
+pub mod sizes {
+    /// `SERVICES_V4/6`: one entry per address, port and protocol.
+    pub const SERVICES: u32 = 65_536;
+    /// `CLUSTER_IPS_V4/6`: one entry per ClusterIP.
+    pub const CLUSTER_IPS: u32 = 65_536;
+    /// `PORTS`, `PORT_STATS`, `NAMES`: one per Service port, protocol and family.
+    pub const PORTS: u32 = 65_536;
+    /// `SLOTS_V4/6`: cluster and local runs, the new and the old one while a change is under way.
+    pub const SLOTS: u32 = 262_144;
+    /// `LIVE`: one per port and endpoint.
+    pub const LIVE: u32 = 262_144;
+    /// `FLOWS_V4/6`: two entries per connection.
+    pub const FLOWS: u32 = 262_144;
+    /// `NEW_V4/6`: half-open flows.
+    pub const NEW: u32 = 65_536;
+    /// `NODE_ADDRS_V4/6`: addresses of this node.
+    pub const NODE_ADDRS: u32 = 1_024;
+    /// `NODE_PORTS`: 65,536 bits in words of 64.
+    pub const NODE_PORTS: u32 = 1_024;
+    /// `DEVICES`: one per device that carries a program.
+    pub const DEVICES: u32 = 4_096;
+    /// `PROGRAMS`: slots of the tail-call array, see [`super::program`].
+    pub const PROGRAMS: u32 = 16;
+}
+
+/// Slots of `PROGRAMS`, the pinned tail-call array that the stubs jump through.
+pub mod program {
+    /// tc ingress of devices with an Ethernet header.
+    pub const INGRESS: u32 = 0;
+    /// tc egress of devices with an Ethernet header.
+    pub const EGRESS: u32 = 1;
+    /// tc ingress of devices that start at the IP header; empty until such devices are served.
+    pub const INGRESS_L3: u32 = 2;
+    /// tc egress of devices that start at the IP header; empty until such devices are served.
+    pub const EGRESS_L3: u32 = 3;
+}
+
+/// What `ingress` tells `egress` in `skb->tc_index`. Ingress always overwrites it; it survives forwarding and
+/// encapsulation (`include/linux/skbuff.h`), and takes no bit of `skb->mark` from anybody.
+pub mod tc_index {
+    /// Ingress left the packet alone.
+    pub const NOT_OURS: u16 = 0;
+    /// A request, translated: egress has nothing to do.
+    pub const REQUEST: u16 = 1;
+    /// A request whose source is still to be exchanged on the way out. Set by no path yet: masquerade is later work.
+    pub const REQUEST_SNAT: u16 = 2;
+    /// A reply, translated: egress has nothing to do.
+    pub const REPLY: u16 = 3;
+}

@@ -1,0 +1,47 @@
+//! `CONFIG`: the one entry of settings that programs read at run time.
+
+use crate::abi_struct;
+
+abi_struct! {
+    /// Value of `CONFIG[0]`.
+    pub struct Config: 32 {
+        /// [`crate::ABI_VERSION`] of whoever made the maps.
+        abi_version: u32,
+        /// Bits of this type, written by the agent.
+        flags: u32,
+        /// Seeds the choice of endpoints; drawn once per set of maps, so that it survives restarts.
+        seed: u64,
+        /// A half-open entry older than this gives up its tuple, seconds.
+        new_timeout_secs: u32,
+        /// Answers (RST, ICMP) per second and CPU.
+        reject_per_sec: u32,
+        /// Non-zero once a direct flow's port had to be exchanged: only then are direct packets looked up. Written by
+        /// the programs.
+        direct_rewrites: u64,
+    }
+}
+
+impl Config {
+    /// kube-proxy's rules still stand: TCP in mid-stream without a flow is left to them.
+    pub const KUBE_PROXY: u32 = 1;
+    /// `bpf_fib_lookup` knows `BPF_FIB_LOOKUP_SRC` (6.7).
+    pub const FIB_SOURCE: u32 = 2;
+    /// `bpf_l4_csum_replace` knows `BPF_F_IPV6` (6.16).
+    pub const CSUM_IPV6: u32 = 4;
+
+    /// Default of `new_timeout_secs`: nf_conntrack's SYN_SENT timeout is 120 s, UDP's unreplied 30 s; an evicted
+    /// half-open flow costs one retransmission, so the shorter one.
+    pub const NEW_TIMEOUT_SECS: u32 = 30;
+    /// Default of `reject_per_sec`, the kernel's `net.ipv4.icmp_msgs_per_sec`.
+    pub const REJECT_PER_SEC: u32 = 1_000;
+}
+
+abi_struct! {
+    /// Value of `REJECTS`, per CPU: the token bucket of generated answers.
+    pub struct RejectBucket: 16 {
+        /// Nanoseconds of `CLOCK_MONOTONIC` when tokens were last added.
+        filled_ns: u64,
+        /// Answers left.
+        tokens: u64,
+    }
+}

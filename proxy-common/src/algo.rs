@@ -1,0 +1,4 @@
+//! Arithmetic that both sides must agree on, as pure functions.
+
+pub mod hash;
+pub mod timeout;

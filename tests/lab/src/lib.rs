@@ -1,0 +1,1 @@
+//! A small cluster in network namespaces: node, pods, external host; servers, clients and captures.

@@ -1,0 +1,1 @@
+//! Fairlead's test tiers and their shared tools.

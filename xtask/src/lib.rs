@@ -1,0 +1,1 @@
+//! Everything that is done to this repository: cargo xtask --help.

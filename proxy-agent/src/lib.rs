@@ -1,1 +1,4 @@
 //! Fairlead's agent: watches Services and EndpointSlices and keeps the eBPF maps in step.
+
+pub mod dataplane;
+pub mod model;

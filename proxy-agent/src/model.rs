@@ -1,0 +1,11 @@
+//! Plain types of the objects that the proxy reads: only the fields that kube-proxy reads (`docs/kube-proxy-rules.md`).
+//!
+//! No kube, aya or tokio here: sources decode into these types, everything behind them knows nothing else.
+
+mod endpoint;
+mod name;
+mod service;
+
+pub use endpoint::{Endpoint, EndpointSlice, SlicePort};
+pub use name::{IpFamily, NameError, ObjectName, PortKey, Protocol};
+pub use service::{Service, ServicePort, ServiceType};

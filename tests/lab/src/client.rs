@@ -1,0 +1,286 @@
+//! Clients: one request or a conversation, over TCP or UDP, with a typed outcome.
+
+use std::{
+    fmt, io,
+    io::{Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, getsockopt, setsockopt, sockopt},
+};
+
+use crate::{
+    netns::Namespace,
+    sys,
+    wire::{self, Answer, Proto},
+};
+
+/// How an attempt ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// A server answered, and its answer belongs to the request.
+    Answered(Answer),
+    /// A reset in answer to a SYN, or ICMP port unreachable.
+    Refused,
+    /// Nothing came.
+    Timeout,
+    /// The connection was there and ended before the answer.
+    Reset,
+    /// ICMP host or network unreachable, or prohibited.
+    Unreachable,
+    /// Anything else, in words.
+    Broken(String),
+}
+
+impl Outcome {
+    /// The answer, if there was one.
+    pub fn answer(&self) -> Option<&Answer> {
+        match self {
+            Self::Answered(answer) => Some(answer),
+            _ => None,
+        }
+    }
+
+    /// The name of the server that answered.
+    pub fn server(&self) -> Option<&str> {
+        self.answer().map(|answer| &*answer.server)
+    }
+
+    fn from_io(error: &io::Error, connected: bool) -> Self {
+        match error.kind() {
+            io::ErrorKind::ConnectionRefused => Self::Refused,
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Self::Timeout,
+            io::ErrorKind::ConnectionReset if !connected => Self::Refused,
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof => Self::Reset,
+            io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable | io::ErrorKind::PermissionDenied => {
+                Self::Unreachable
+            }
+            _ => Self::Broken(error.to_string()),
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Answered(answer) => write!(f, "answered by {} (which saw {})", answer.server, answer.peer),
+            Self::Refused => f.write_str("refused"),
+            Self::Timeout => f.write_str("timeout"),
+            Self::Reset => f.write_str("reset"),
+            Self::Unreachable => f.write_str("unreachable"),
+            Self::Broken(why) => write!(f, "broken: {why}"),
+        }
+    }
+}
+
+/// An outcome, and how long it took.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// From the first system call to the end.
+    pub elapsed: Duration,
+}
+
+impl fmt::Display for Attempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} after {:.1} ms", self.outcome, self.elapsed.as_secs_f64() * 1e3)
+    }
+}
+
+/// Whom to ask, and from where.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask {
+    /// Transport.
+    pub proto: Proto,
+    /// Address of the server.
+    pub to: SocketAddr,
+    /// Source address; port 0 is a fresh one.
+    pub from: Option<SocketAddr>,
+    /// How long to wait, for the connection and for the answer each.
+    pub timeout: Duration,
+}
+
+impl Ask {
+    /// From any address and a fresh port; half a second of patience, which outlives no SYN retransmission.
+    pub fn new(proto: Proto, to: SocketAddr) -> Self {
+        Self { proto, to, from: None, timeout: Duration::from_millis(500) }
+    }
+
+    /// With this source port, from any address.
+    pub fn port(self, port: u16) -> Self {
+        let any = if self.to.is_ipv6() { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
+        self.from(SocketAddr::new(any, port))
+    }
+
+    /// From this address.
+    pub fn from(self, from: SocketAddr) -> Self {
+        Self { from: Some(from), ..self }
+    }
+
+    /// With another patience.
+    pub fn timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
+    }
+
+    /// Asks once, from inside the namespace.
+    pub fn once(&self, ns: &Namespace) -> Result<Attempt> {
+        ns.run(|| self.here())
+    }
+
+    /// Asks once, from the namespace of the calling thread.
+    pub fn here(&self) -> Attempt {
+        let start = Instant::now();
+        let outcome = match Conversation::open_here(self) {
+            Ok(mut conversation) => conversation.ask().outcome,
+            Err(outcome) => outcome,
+        };
+        Attempt { outcome, elapsed: start.elapsed() }
+    }
+
+    /// Opens a conversation from inside the namespace: a TCP connection, or a connected UDP socket.
+    pub fn open(&self, ns: &Namespace) -> Result<Result<Conversation, Outcome>> {
+        ns.run(|| Conversation::open_here(self))
+    }
+}
+
+#[derive(Debug)]
+enum Stream {
+    Tcp(TcpStream),
+    Udp(UdpSocket),
+}
+
+/// A TCP connection or a UDP socket with a fixed port, used for several requests.
+#[derive(Debug)]
+pub struct Conversation {
+    stream: Stream,
+    timeout: Duration,
+}
+
+impl Conversation {
+    /// Opens one from the namespace of the calling thread.
+    pub fn open_here(ask: &Ask) -> Result<Self, Outcome> {
+        let fd = connect(ask).map_err(|error| Outcome::from_io(&error, false))?;
+        let conversation = match ask.proto {
+            Proto::Tcp => {
+                let stream = TcpStream::from(fd);
+                stream
+                    .set_read_timeout(Some(ask.timeout))
+                    .and_then(|()| stream.set_nodelay(true))
+                    .map(|()| Stream::Tcp(stream))
+            }
+            Proto::Udp => {
+                let socket = UdpSocket::from(fd);
+                socket.set_read_timeout(Some(ask.timeout)).map(|()| Stream::Udp(socket))
+            }
+        };
+        let stream = conversation.map_err(|error| Outcome::from_io(&error, true))?;
+        Ok(Self { stream, timeout: ask.timeout })
+    }
+
+    /// Its own address.
+    pub fn local(&self) -> io::Result<SocketAddr> {
+        match &self.stream {
+            Stream::Tcp(stream) => stream.local_addr(),
+            Stream::Udp(socket) => socket.local_addr(),
+        }
+    }
+
+    /// One request, one answer.
+    pub fn ask(&mut self) -> Attempt {
+        let start = Instant::now();
+        let nonce = fresh_nonce();
+        let answered = match &mut self.stream {
+            Stream::Tcp(stream) => ask_stream(stream, nonce),
+            Stream::Udp(socket) => ask_socket(socket, nonce, start + self.timeout),
+        };
+        let outcome = answered.map_or_else(|error| Outcome::from_io(&error, true), Outcome::Answered);
+        Attempt { outcome, elapsed: start.elapsed() }
+    }
+
+    /// Ends a TCP connection by a reset, which leaves nothing in TIME_WAIT.
+    pub fn abort(self) {
+        if let Stream::Tcp(stream) = &self.stream {
+            let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+            // Without the option the connection closes in the ordinary way.
+            setsockopt(stream, sockopt::Linger, &linger).ok();
+        }
+    }
+}
+
+/// A number that no other request of this process carries.
+pub fn fresh_nonce() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+fn connect(ask: &Ask) -> io::Result<OwnedFd> {
+    let family = if ask.to.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
+    let kind = match ask.proto {
+        Proto::Tcp => SockType::Stream,
+        Proto::Udp => SockType::Datagram,
+    };
+    let fd = socket::socket(family, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
+    if let Some(from) = ask.from {
+        // One port to several destinations at a time: what Linux does by itself when ports run short.
+        setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+        socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(from))?;
+    }
+    match socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(ask.to)) {
+        Ok(()) => {}
+        Err(Errno::EINPROGRESS) => {
+            let timeout = PollTimeout::try_from(ask.timeout).unwrap_or(PollTimeout::MAX);
+            if poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLOUT)], timeout)? == 0 {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            match getsockopt(&fd, sockopt::SocketError)? {
+                0 => {}
+                code => return Err(io::Error::from_raw_os_error(code)),
+            }
+        }
+        Err(error) => return Err(error.into()),
+    }
+    sys::set_blocking(&fd)?;
+    Ok(fd)
+}
+
+fn ask_stream(stream: &mut TcpStream, nonce: u64) -> io::Result<Answer> {
+    stream.write_all(&wire::request(nonce))?;
+    let mut line = Vec::new();
+    let mut buffer = [0; 512];
+    while line.last() != Some(&b'\n') {
+        match stream.read(&mut buffer)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => line.extend_from_slice(&buffer[..count]),
+        }
+    }
+    match wire::parse_answer(&line) {
+        Some((answer, echoed)) if echoed == nonce => Ok(answer),
+        _ => Err(io::Error::other(format!("asked {nonce}, heard {:?}", String::from_utf8_lossy(&line)))),
+    }
+}
+
+fn ask_socket(socket: &UdpSocket, nonce: u64, deadline: Instant) -> io::Result<Answer> {
+    socket.send(&wire::request(nonce))?;
+    let mut buffer = [0; 512];
+    loop {
+        let count = socket.recv(&mut buffer)?;
+        match wire::parse_answer(&buffer[..count]) {
+            Some((answer, echoed)) if echoed == nonce => return Ok(answer),
+            // A late answer to an earlier request.
+            Some(_) if Instant::now() < deadline => {}
+            Some(_) => return Err(io::ErrorKind::TimedOut.into()),
+            None => {
+                let heard = String::from_utf8_lossy(&buffer[..count]).into_owned();
+                return Err(io::Error::other(format!("asked {nonce}, heard {heard:?}")));
+            }
+        }
+    }
+}

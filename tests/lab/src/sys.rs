@@ -1,0 +1,107 @@
+//! System calls that have no safe wrapper: packet sockets, batches of datagrams, socket options.
+
+use std::{
+    io, mem,
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+};
+
+use nix::sys::socket::{setsockopt, sockopt};
+
+/// `ETH_P_ALL`, in network order as sockaddr_ll wants it.
+const ETH_P_ALL_BE: u16 = (libc::ETH_P_ALL as u16).to_be();
+
+/// Asks for a receive buffer of this size, beyond the limit if root may.
+pub fn set_receive_buffer(fd: &impl AsFd, bytes: usize) -> io::Result<()> {
+    setsockopt(fd, sockopt::RcvBufForce, &bytes).map_err(Into::into)
+}
+
+/// Makes a socket blocking again.
+pub fn set_blocking(fd: &OwnedFd) -> io::Result<()> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    let flags = OFlag::from_bits_truncate(fcntl(fd, FcntlArg::F_GETFL)?);
+    fcntl(fd, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+/// A packet socket on one device of the calling thread's namespace. `listen` false: it only sends.
+pub fn packet_socket(device: &str, listen: bool) -> io::Result<OwnedFd> {
+    let ifindex = nix::net::if_::if_nametoindex(device)?;
+    // SAFETY: plain integers.
+    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given it to us.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    if listen {
+        set_receive_buffer(&fd, 64 << 20)?;
+    }
+    // SAFETY: sockaddr_ll is integers and arrays of them; zero is a value of each.
+    let mut addr: libc::sockaddr_ll = unsafe { mem::zeroed() };
+    addr.sll_family = libc::AF_PACKET as u16;
+    addr.sll_protocol = if listen { ETH_P_ALL_BE } else { 0 };
+    addr.sll_ifindex = ifindex as i32;
+    // SAFETY: `addr` is a sockaddr_ll of the length given, and lives through the call.
+    let result = unsafe {
+        libc::bind(fd.as_raw_fd(), (&raw const addr).cast(), size_of::<libc::sockaddr_ll>() as libc::socklen_t)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(fd) }
+}
+
+/// Receives one frame; returns its length and whether it was going out.
+pub fn receive_frame(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
+    // SAFETY: as in `packet_socket`.
+    let mut from: libc::sockaddr_ll = unsafe { mem::zeroed() };
+    let mut length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: buffer and address are ours and as long as stated.
+    let count = unsafe {
+        libc::recvfrom(
+            fd.as_raw_fd(),
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+            libc::MSG_DONTWAIT,
+            (&raw mut from).cast(),
+            &raw mut length,
+        )
+    };
+    match usize::try_from(count) {
+        Ok(count) => Ok((count, from.sll_pkttype == libc::PACKET_OUTGOING)),
+        Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Sends frames on a packet socket, many to a system call. Returns when all are on their way.
+pub fn send_frames(fd: BorrowedFd<'_>, frames: &[Vec<u8>]) -> io::Result<()> {
+    let mut vectors: Vec<libc::iovec> = frames
+        .iter()
+        .map(|frame| libc::iovec { iov_base: frame.as_ptr().cast_mut().cast(), iov_len: frame.len() })
+        .collect();
+    let mut messages: Vec<libc::mmsghdr> = vectors
+        .iter_mut()
+        .map(|vector| {
+            // SAFETY: mmsghdr is integers and pointers; zero and null are values of each.
+            let mut message: libc::mmsghdr = unsafe { mem::zeroed() };
+            message.msg_hdr.msg_iov = vector;
+            message.msg_hdr.msg_iovlen = 1;
+            message
+        })
+        .collect();
+    let mut sent = 0;
+    while sent < messages.len() {
+        let rest = &mut messages[sent..];
+        // SAFETY: each header points to one iovec, each iovec to a frame; all live through the call, none is written.
+        let count = unsafe { libc::sendmmsg(fd.as_raw_fd(), rest.as_mut_ptr(), rest.len() as u32, 0) };
+        match usize::try_from(count) {
+            Ok(count) => sent += count,
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                // The device's queue is full: the kernel wants a moment.
+                if error.raw_os_error() != Some(libc::ENOBUFS) {
+                    return Err(error);
+                }
+                std::thread::yield_now();
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,405 @@
+//! The cluster's shape: namespaces, devices, addresses, routes, netfilter.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    janitor,
+    netns::{self, Namespace},
+};
+
+/// How pods are wired to their node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// Calico-like: a veth and a host route per pod, gateway 169.254.1.1 answered by proxy ARP, `fe80::` for IPv6.
+    Routed,
+    /// bridge/flannel-like: veths are ports of `cni0`, which holds the gateway address.
+    Bridge {
+        /// Bridged packets pass netfilter too (`bridge-nf-call-iptables`; per namespace on kernels from 5.3).
+        br_netfilter: bool,
+    },
+}
+
+/// What netfilter does in the node's namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Netfilter {
+    /// No rules: connections are not tracked.
+    None,
+    /// Connections are tracked; packets of state INVALID are counted.
+    Conntrack,
+    /// Packets of state INVALID are counted and dropped, in input, forward and output.
+    InvalidDrop,
+}
+
+/// What to build.
+#[derive(Clone, Debug)]
+pub struct LabConfig {
+    /// How pods are wired.
+    pub shape: Shape,
+    /// Netfilter in the node.
+    pub netfilter: Netfilter,
+    /// `rp_filter` of the node's devices: 0 off, 1 strict, 2 loose.
+    pub rp_filter: u8,
+    /// Number of server pods: `pod-a`, `pod-b`, ….
+    pub pods: u8,
+    /// The lab's id; without one it belongs to this process and goes with it.
+    pub id: Option<String>,
+}
+
+impl LabConfig {
+    /// Three server pods; reverse path filter as Kubernetes nodes of that kind have it.
+    pub fn new(shape: Shape, netfilter: Netfilter) -> Self {
+        let rp_filter = match netfilter {
+            Netfilter::None => 0,
+            Netfilter::Conntrack => 1,
+            Netfilter::InvalidDrop => 2,
+        };
+        Self { shape, netfilter, rp_filter, pods: 3, id: None }
+    }
+}
+
+/// A namespace with one address of each family.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// Short name: `node`, `client`, `pod-a`.
+    pub name: String,
+    /// Its namespace.
+    pub ns: Namespace,
+    /// Its IPv4 address.
+    pub v4: Ipv4Addr,
+    /// Its IPv6 address.
+    pub v6: Ipv6Addr,
+}
+
+impl Host {
+    /// The address of one family.
+    pub fn ip(&self, v6: bool) -> IpAddr {
+        if v6 { self.v6.into() } else { self.v4.into() }
+    }
+}
+
+/// A pod.
+#[derive(Clone, Debug)]
+pub struct Pod {
+    /// Its namespace and addresses; its device there is `eth0`.
+    pub host: Host,
+    /// The other end of its veth, in the node.
+    pub node_device: String,
+}
+
+impl std::ops::Deref for Pod {
+    type Target = Host;
+
+    fn deref(&self) -> &Host {
+        &self.host
+    }
+}
+
+/// The node's device towards the external host, and the external host's towards the node.
+pub const UPLINK: &str = "eth0";
+/// The bridge of [`Shape::Bridge`].
+pub const BRIDGE: &str = "cni0";
+/// Prefixes: pods of this node.
+pub const POD_CIDRS: [&str; 2] = ["10.244.1.0/24", "fd00:10:244:1::/64"];
+/// Prefixes: Services.
+pub const SERVICE_CIDRS: [&str; 2] = ["10.96.0.0/16", "fd00:10:96::/108"];
+/// Every routed pod's gateway has this MAC address, as Calico's have.
+const ROUTED_MAC: &str = "ee:ee:ee:ee:ee:ee";
+/// The link-local address that follows from [`ROUTED_MAC`].
+const ROUTED_GATEWAY_V6: &str = "fe80::ecee:eeff:feee:eeee";
+
+/// The whole cluster. Dropping it removes it.
+#[derive(Debug)]
+pub struct Lab {
+    /// Prefix of all its names.
+    pub id: String,
+    /// What it was built from.
+    pub config: LabConfig,
+    /// The node, with its uplink addresses.
+    pub node: Host,
+    /// Server pods.
+    pub pods: Vec<Pod>,
+    /// A pod that only asks.
+    pub client: Pod,
+    /// The external host; the node's default route leads to it. It holds further addresses: see
+    /// [`Lab::external_clients`] and [`Lab::remote_pods`].
+    pub ext: Host,
+    keep: bool,
+}
+
+impl Lab {
+    /// Builds the cluster.
+    pub fn new(config: LabConfig) -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        require_tools()?;
+        let id = match &config.id {
+            Some(id) => id.clone(),
+            None => {
+                janitor::arm()?;
+                format!("{}{}", janitor::own_prefix(), COUNT.fetch_add(1, Ordering::Relaxed))
+            }
+        };
+        let built = Self::build(&id, config);
+        if built.is_err() {
+            janitor::remove(&format!("{id}-")).ok();
+        }
+        built.with_context(|| format!("cannot build lab {id}"))
+    }
+
+    fn build(id: &str, config: LabConfig) -> Result<Self> {
+        let host = |name: &str, v4: Ipv4Addr, v6: Ipv6Addr| -> Result<Host> {
+            Ok(Host { name: name.to_owned(), ns: Namespace::create(&format!("{id}-{name}"))?, v4, v6 })
+        };
+        let node = host("node", Ipv4Addr::new(192, 168, 50, 10), uplink_v6(10))?;
+        let ext = host("ext", Ipv4Addr::new(192, 168, 50, 1), uplink_v6(1))?;
+        let client = new_pod(id, "client", 9)?;
+        let pods = (0..config.pods)
+            .map(|n| new_pod(id, &format!("pod-{}", char::from(b'a' + n)), 10 + n))
+            .collect::<Result<Vec<_>>>()?;
+        let lab = Self { id: id.to_owned(), config, node, pods, client, ext, keep: false };
+        lab.wire_uplink()?;
+        lab.wire_node()?;
+        for pod in lab.all_pods() {
+            lab.wire_pod(pod)?;
+        }
+        fs::create_dir_all(lab.dir()).with_context(|| format!("cannot make {}", lab.dir().display()))?;
+        Ok(lab)
+    }
+
+    /// Server pods and the client.
+    pub fn all_pods(&self) -> impl Iterator<Item = &Pod> {
+        self.pods.iter().chain([&self.client])
+    }
+
+    /// The server pod of this name.
+    pub fn pod(&self, name: &str) -> Option<&Pod> {
+        self.pods.iter().find(|pod| pod.name == name)
+    }
+
+    /// Adds a pod to the running cluster. `n` is the last byte of its address: 20 and above are free.
+    pub fn add_pod(&mut self, name: &str, n: u8) -> Result<&Pod> {
+        let pod = new_pod(&self.id, name, n)?;
+        self.wire_pod(&pod)?;
+        self.pods.push(pod);
+        Ok(&self.pods[self.pods.len() - 1])
+    }
+
+    /// A directory that goes with the lab: manifests, logs.
+    pub fn dir(&self) -> PathBuf {
+        Path::new(janitor::TMP).join(format!("{}-files", self.id))
+    }
+
+    /// Where the agent of this lab pins its maps.
+    pub fn pin_path(&self) -> PathBuf {
+        Path::new(janitor::BPF_FS).join(format!("{}-pins", self.id))
+    }
+
+    /// Leaves the cluster up when the `Lab` is dropped.
+    pub fn keep(&mut self) {
+        self.keep = true;
+    }
+
+    /// Further addresses of the external host that play clients from anywhere.
+    pub fn external_clients(v6: bool) -> [IpAddr; 2] {
+        if v6 {
+            [10, 11].map(|n| IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x113, 0, 0, 0, 0, n)))
+        } else {
+            [10, 11].map(|n| IpAddr::V4(Ipv4Addr::new(203, 0, 113, n)))
+        }
+    }
+
+    /// Further addresses of the external host that play pods of another node.
+    pub fn remote_pods(v6: bool) -> [IpAddr; 2] {
+        if v6 {
+            [10, 11].map(|n| IpAddr::V6(Ipv6Addr::new(0xfd00, 0x10, 0x244, 2, 0, 0, 0, n)))
+        } else {
+            [10, 11].map(|n| IpAddr::V4(Ipv4Addr::new(10, 244, 2, n)))
+        }
+    }
+
+    fn wire_uplink(&self) -> Result<()> {
+        let (node, ext) = (&self.node, &self.ext);
+        netns::run(std::process::Command::new("ip").args([
+            "link",
+            "add",
+            "name",
+            UPLINK,
+            "netns",
+            node.ns.name(),
+            "type",
+            "veth",
+            "peer",
+            "name",
+            UPLINK,
+            "netns",
+            ext.ns.name(),
+        ]))?;
+        let mut lines = format!(
+            "link set lo up\nlink set {UPLINK} up\naddr add {}/24 dev {UPLINK}\naddr add {}/64 dev {UPLINK} nodad\n",
+            ext.v4, ext.v6
+        );
+        for family in [false, true] {
+            let length = if family { 128 } else { 32 };
+            for addr in Self::external_clients(family).iter().chain(&Self::remote_pods(family)) {
+                let nodad = if family { "nodad" } else { "" };
+                lines += &format!("addr add {addr}/{length} dev lo {nodad}\n");
+            }
+            for cidr in [POD_CIDRS, SERVICE_CIDRS].map(|cidrs| cidrs[usize::from(family)]) {
+                lines += &format!("route add {cidr} via {}\n", node.ip(family));
+            }
+        }
+        ext.ns.ip_batch(&lines)
+    }
+
+    fn wire_node(&self) -> Result<()> {
+        let (node, ext) = (&self.node, &self.ext);
+        for (key, value) in [
+            ("net.ipv4.ip_forward", "1"),
+            ("net.ipv6.conf.all.forwarding", "1"),
+            ("net.ipv4.conf.all.rp_filter", &*self.config.rp_filter.to_string()),
+            ("net.ipv4.conf.default.rp_filter", &*self.config.rp_filter.to_string()),
+        ] {
+            node.ns.sysctl(key, value)?;
+        }
+        let mut lines = format!(
+            "link set lo up\nlink set {UPLINK} up\naddr add {}/24 dev {UPLINK}\naddr add {}/64 dev {UPLINK} nodad\n\
+             route add default via {}\nroute add default via {}\n",
+            node.v4, node.v6, ext.v4, ext.v6
+        );
+        if let Shape::Bridge { br_netfilter } = self.config.shape {
+            lines += &format!(
+                "link add name {BRIDGE} type bridge forward_delay 0\nlink set {BRIDGE} up\n\
+                 addr add 10.244.1.1/24 dev {BRIDGE}\naddr add fd00:10:244:1::1/64 dev {BRIDGE} nodad\n"
+            );
+            let value = if br_netfilter { "1" } else { "0" };
+            for table in ["iptables", "ip6tables"] {
+                node.ns.sysctl(&format!("net.bridge.bridge-nf-call-{table}"), value)?;
+            }
+        }
+        node.ns.ip_batch(&lines)?;
+        let verdict = match self.config.netfilter {
+            Netfilter::None => return Ok(()),
+            Netfilter::Conntrack => "",
+            Netfilter::InvalidDrop => "drop",
+        };
+        let chains = ["input", "forward", "output"].map(|hook| {
+            format!(
+                "counter invalid_{hook} {{}}\nchain {hook} {{ type filter hook {hook} priority 0; \
+                 ct state invalid counter name invalid_{hook} {verdict}\n }}\n"
+            )
+        });
+        node.ns.nft(&format!("table inet lab {{\n{}}}\n", chains.concat()))
+    }
+
+    fn wire_pod(&self, pod: &Pod) -> Result<()> {
+        let (device, node, ns) = (&pod.node_device, &self.node.ns, &pod.ns);
+        netns::run(std::process::Command::new("ip").args([
+            "link",
+            "add",
+            "name",
+            device,
+            "netns",
+            node.name(),
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            ns.name(),
+        ]))?;
+        let (inside, outside) = match self.config.shape {
+            Shape::Routed => {
+                node.sysctl(&format!("net.ipv4.conf.{device}.proxy_arp"), "1")?;
+                // Proxy ARP answers broadcasts after a random delay of up to 0.8 s; Calico switches it off too.
+                node.sysctl(&format!("net.ipv4.neigh.{device}.proxy_delay"), "0")?;
+                (
+                    format!(
+                        "addr add {}/32 dev eth0\nroute add 169.254.1.1 dev eth0 scope link\n\
+                         route add default via 169.254.1.1 dev eth0\naddr add {}/128 dev eth0 nodad\n\
+                         route add default via {ROUTED_GATEWAY_V6} dev eth0\n",
+                        pod.v4, pod.v6
+                    ),
+                    format!(
+                        "link set {device} address {ROUTED_MAC}\nlink set {device} up\n\
+                         route add {}/32 dev {device} scope link\nroute add {}/128 dev {device}\n",
+                        pod.v4, pod.v6
+                    ),
+                )
+            }
+            Shape::Bridge { .. } => (
+                format!(
+                    "addr add {}/24 dev eth0\nroute add default via 10.244.1.1\naddr add {}/64 dev eth0 nodad\n\
+                     route add default via fd00:10:244:1::1\n",
+                    pod.v4, pod.v6
+                ),
+                format!("link set {device} master {BRIDGE}\nlink set {device} up\n"),
+            ),
+        };
+        ns.ip_batch(&format!("link set lo up\nlink set eth0 up\n{inside}"))?;
+        node.ip_batch(&outside)
+    }
+
+    /// Packets of state INVALID that the node's netfilter saw, in all its chains. 0 without netfilter.
+    pub fn invalid_packets(&self) -> Result<u64> {
+        if self.config.netfilter == Netfilter::None {
+            return Ok(0);
+        }
+        let listing = self.node.ns.output("nft", &["list", "counters", "table", "inet", "lab"])?;
+        let mut words = listing.split_ascii_whitespace();
+        let mut sum = 0;
+        while let Some(word) = words.next() {
+            if word == "packets" {
+                let count = words.next().unwrap_or_default();
+                sum += count.parse::<u64>().with_context(|| format!("nft counter {count:?}"))?;
+            }
+        }
+        Ok(sum)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if self.keep {
+            return;
+        }
+        for host in self.all_pods().map(|pod| &pod.host).chain([&self.node, &self.ext]) {
+            host.ns.delete();
+        }
+        // Both are absent after a run that never got that far.
+        fs::remove_dir_all(self.dir()).ok();
+        fs::remove_dir_all(self.pin_path()).ok();
+    }
+}
+
+/// A pod's namespace and addresses; its last address byte is `n`.
+fn new_pod(id: &str, name: &str, n: u8) -> Result<Pod> {
+    let ns = Namespace::create(&format!("{id}-{name}"))?;
+    let v6 = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, u16::from(n));
+    let host = Host { name: name.to_owned(), ns, v4: Ipv4Addr::new(10, 244, 1, n), v6 };
+    Ok(Pod { host, node_device: format!("veth-{name}") })
+}
+
+/// An address of the uplink's network `fd00:192:168:50::/64`.
+fn uplink_v6(n: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0x192, 0x168, 0x50, 0, 0, 0, n)
+}
+
+/// Says what is missing before anything is built.
+fn require_tools() -> Result<()> {
+    anyhow::ensure!(nix::unistd::geteuid().is_root(), "network namespaces need root: run this as root (sudo)");
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let missing: Vec<_> = [("ip", "iproute2"), ("nft", "nftables"), ("conntrack", "conntrack")]
+        .into_iter()
+        .filter(|(tool, _)| !std::env::split_paths(&path).any(|dir| dir.join(tool).exists()))
+        .map(|(tool, package)| format!("{tool} (package {package})"))
+        .collect();
+    anyhow::ensure!(missing.is_empty(), "missing tools: {}; `./x setup` installs them", missing.join(", "));
+    Ok(())
+}

@@ -1,0 +1,30 @@
+//! `bench`: what the programs cost, as ratios measured within one run.
+
+use anyhow::{Result, bail};
+use clap::Args as ClapArgs;
+
+use crate::process::Cmd;
+use crate::setup::{self, Need};
+use crate::{build, machine};
+
+/// Measures; with `--check`, fails where a bound is not met.
+#[derive(ClapArgs, Debug)]
+pub(crate) struct Args {
+    /// Options of the bench itself, such as `--check`; `--help` lists them.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTION")]
+    rest: Vec<String>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    if let Some(reason) = machine::namespaces_denied() {
+        bail!("nothing can be measured here: {reason}");
+    }
+    setup::ensure(Need::Run)?;
+    if let Some(reason) = machine::bpf_denied() {
+        bail!("nothing can be measured here: {reason}");
+    }
+    let release = build::Args { release: true };
+    build::build(release)?;
+    let bench = build::program("fairlead-bench", release)?;
+    Err(Cmd::new(bench).args(&args.rest).current_dir(&machine::root()).exec())
+}

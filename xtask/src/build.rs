@@ -1,0 +1,41 @@
+//! `build`: the eBPF object and the programs that load it.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::Args as ClapArgs;
+
+use crate::setup::{self, Need};
+use crate::{machine, workspace};
+
+/// Builds the eBPF object and the agent.
+#[derive(ClapArgs, Clone, Copy, Debug, Default)]
+pub(crate) struct Args {
+    /// Optimised, for measuring and for deployment.
+    #[arg(long)]
+    pub(crate) release: bool,
+}
+
+pub(crate) fn run(args: Args) -> Result<()> {
+    let agent = build(args)?;
+    println!("built {}", agent.display());
+    Ok(())
+}
+
+/// Builds every program of the workspace and returns the agent.
+pub(crate) fn build(args: Args) -> Result<PathBuf> {
+    setup::ensure(Need::Build)?;
+    let cmd = workspace::cargo("build").arg("--bins");
+    // The agent's build script builds the object.
+    if args.release { cmd.arg("--release") } else { cmd }.run()?;
+    program("fairlead", args)
+}
+
+/// A program that was built.
+pub(crate) fn program(name: &str, args: Args) -> Result<PathBuf> {
+    let file = machine::target_dir().join(if args.release { "release" } else { "debug" }).join(name);
+    if !file.is_file() {
+        bail!("the build succeeded, but there is no {}", file.display());
+    }
+    Ok(file)
+}

@@ -1,1 +1,0 @@
-//! Everything that is done to this repository: cargo xtask --help.

@@ -1,0 +1,183 @@
+//! `test`: the tiers, each run where it can run and accounted for where it cannot.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args as ClapArgs;
+
+use crate::machine;
+use crate::process::Cmd;
+
+mod libtest;
+mod report;
+mod tier;
+
+use libtest::Counts;
+use report::{Row, Status};
+use tier::Tier;
+
+/// Runs the tiers of tests that can run here, and says of each other one why it cannot.
+#[derive(ClapArgs, Debug, Default)]
+pub(crate) struct Args {
+    /// Which tiers; all, where none is named.
+    #[arg(value_enum)]
+    tiers: Vec<Tier>,
+    /// Tiers that must run: one that cannot run here fails.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "TIER,…")]
+    require: Vec<Tier>,
+    /// Names of tests, or other options of the test programs, after `--`.
+    #[arg(last = true, value_name = "FILTER")]
+    filter: Vec<String>,
+}
+
+impl Args {
+    /// Every tier, all but those that CI's machine cannot run required.
+    pub(crate) fn for_ci() -> Self {
+        Self { require: Tier::ALL.into_iter().filter(|tier| tier.runs_in_ci()).collect(), ..Self::default() }
+    }
+
+    fn selected(&self) -> Vec<Tier> {
+        let named = |tier: &Tier| self.tiers.is_empty() || self.tiers.contains(tier) || self.require.contains(tier);
+        Tier::ALL.into_iter().filter(named).collect()
+    }
+
+    fn requires(&self, tier: Tier) -> bool {
+        self.require.contains(&tier) || (machine::is_ci() && tier.runs_in_ci())
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let selected = args.selected();
+    let setup = tier::prepare(&selected);
+    if let Some(error) = &setup {
+        println!("test: {error:#}\ntest: going on with the tiers that can do without");
+    }
+    let rows: Vec<Row> = selected
+        .iter()
+        .map(|&tier| match tier.obstacle() {
+            Some(reason) => Row::not_run(tier, reason, args.requires(tier)),
+            None => run_tier(tier, &args.filter),
+        })
+        .collect();
+    report::print(&rows);
+    let failed: Vec<&str> = rows.iter().filter(|row| row.failed()).map(|row| row.tier.name()).collect();
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+fn run_tier(tier: Tier, filter: &[String]) -> Row {
+    println!("\n=== {} ===", tier.name());
+    let start = Instant::now();
+    let mut counts = Counts::default();
+    let mut problems = Vec::new();
+    // One program that fails does not keep the others of its tier from running.
+    for cmd in tier.commands(filter) {
+        let line = cmd.to_string();
+        let failed_before = counts.failed;
+        match stream(cmd, tier.limit(), &mut counts) {
+            Ok(()) => {}
+            Err(error) => {
+                if counts.failed == failed_before {
+                    // It did not get so far as to count: a compile error, a crash, a time-out.
+                    counts.failed += 1;
+                }
+                problems.push(format!("`{line}`: {error:#}"));
+            }
+        }
+    }
+    if problems.is_empty() && counts.passed == 0 && filter.is_empty() {
+        counts.failed += 1;
+        problems.push("no test ran".to_owned());
+    }
+    let status = if counts.failed == 0 { Status::Passed } else { Status::Failed };
+    Row { tier, status, counts, elapsed: start.elapsed(), notes: problems }
+}
+
+/// Runs a command, shows what it prints as it comes, and counts the tests in it.
+fn stream(cmd: Cmd, limit: Duration, counts: &mut Counts) -> Result<()> {
+    println!("+ {cmd}");
+    let mut child = limited(cmd.into_inner(), limit).stdout(Stdio::piped()).spawn().context("could not start it")?;
+    let stdout = child.stdout.take().context("its output was not piped")?;
+    let mut screen = std::io::stdout().lock();
+    for line in BufReader::new(stdout).split(b'\n') {
+        let line = line.context("its output could not be read")?;
+        let line = String::from_utf8_lossy(&line);
+        counts.read(&line);
+        writeln!(screen, "{line}").context("our own output is closed")?;
+    }
+    drop(screen);
+    let status = child.wait().context("waiting for it")?;
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(TIMED_OUT) if machine::is_ci() => bail!("ended after {} s: it takes too long or hangs", limit.as_secs()),
+        _ => bail!("{status}; its own messages stand above"),
+    }
+}
+
+/// What timeout(1) exits with when it had to end its command.
+const TIMED_OUT: i32 = 124;
+
+/// In CI a test that hangs must not cost the report of all others. At a terminal Ctrl-C serves, which timeout(1) would catch.
+fn limited(command: Command, limit: Duration) -> Command {
+    if !machine::is_ci() {
+        return command;
+    }
+    let mut wrapped = Command::new("timeout");
+    wrapped.arg("--kill-after=20").arg(limit.as_secs().to_string());
+    wrapped.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => wrapped.env(name, value),
+            None => wrapped.env_remove(name),
+        };
+    }
+    if let Some(dir) = command.get_current_dir() {
+        wrapped.current_dir(dir);
+    }
+    wrapped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_name_every_tier_is_selected() {
+        assert_eq!(Args::default().selected(), Tier::ALL);
+    }
+
+    #[test]
+    fn a_required_tier_is_selected_with_those_named() {
+        let args = Args { tiers: vec![Tier::Packet], require: vec![Tier::Unit], ..Args::default() };
+        assert_eq!(args.selected(), [Tier::Unit, Tier::Packet]);
+        assert!(args.requires(Tier::Unit));
+    }
+
+    #[test]
+    fn ci_requires_every_tier_but_the_kernels() {
+        let args = Args::for_ci();
+        assert_eq!(args.selected(), Tier::ALL);
+        assert!(Tier::ALL.into_iter().filter(|&tier| tier != Tier::Kernels).all(|tier| args.requires(tier)));
+        assert!(!args.requires(Tier::Kernels));
+    }
+
+    #[test]
+    fn a_command_that_fails_without_counting_is_an_error() {
+        let mut counts = Counts::default();
+        let error = stream(Cmd::new("false"), Duration::from_secs(5), &mut counts).unwrap_err();
+        assert!(error.to_string().contains("exit status: 1"), "{error}");
+        assert_eq!(counts, Counts::default());
+    }
+
+    #[test]
+    fn what_a_command_prints_is_counted() {
+        let mut counts = Counts::default();
+        let summary = "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s";
+        stream(Cmd::new("echo").arg(summary), Duration::from_secs(5), &mut counts).unwrap();
+        assert_eq!(counts.passed, 3);
+    }
+}

@@ -1,0 +1,76 @@
+//! What Rust's test programs print, counted.
+
+/// Numbers of tests.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    pub(super) passed: u32,
+    pub(super) failed: u32,
+    pub(super) skipped: u32,
+    /// Names of those that failed.
+    pub(super) failures: Vec<String>,
+}
+
+impl Counts {
+    /// Takes one line of output into account.
+    pub(super) fn read(&mut self, line: &str) {
+        if let Some(result) = line.strip_prefix("test result: ") {
+            self.passed += number_before(result, "passed");
+            self.failed += number_before(result, "failed");
+            self.skipped += number_before(result, "ignored");
+        } else if let Some(name) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED")) {
+            self.failures.push(name.to_owned());
+        }
+    }
+
+    pub(super) fn add(&mut self, other: &Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+/// The number in front of a word: "ok. 5 passed; 0 failed".
+fn number_before(result: &str, word: &str) -> u32 {
+    let mut words = result.split([' ', ';']).filter(|part| !part.is_empty());
+    let mut last = "";
+    words
+        .find_map(|part| {
+            if part == word {
+                Some(last.parse().unwrap_or(0))
+            } else {
+                last = part;
+                None
+            }
+        })
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summaries_add_up() {
+        let mut counts = Counts::default();
+        counts.read("test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.00s");
+        counts
+            .read("test result: FAILED. 12 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s");
+        assert_eq!((counts.passed, counts.failed, counts.skipped), (17, 3, 1));
+    }
+
+    #[test]
+    fn failed_tests_are_named() {
+        let mut counts = Counts::default();
+        counts.read("test step::flow::rule_7 ... FAILED");
+        counts.read("test step::flow::rule_8 ... ok");
+        assert_eq!(counts.failures, ["step::flow::rule_7"]);
+    }
+
+    #[test]
+    fn other_output_counts_nothing() {
+        let mut counts = Counts::default();
+        counts.read("running 5 tests");
+        counts.read("7 passed, 1 failed");
+        assert_eq!(counts, Counts::default());
+    }
+}

@@ -1,0 +1,109 @@
+//! The table of tiers, and the closing line that CI reads.
+
+use std::time::Duration;
+
+use super::libtest::Counts;
+use super::tier::Tier;
+
+/// How a tier ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Status {
+    Passed,
+    Failed,
+    /// It cannot run here.
+    NotRun,
+    /// It cannot run here, but had to.
+    Required,
+}
+
+/// One line of the table.
+pub(super) struct Row {
+    pub(super) tier: Tier,
+    pub(super) status: Status,
+    pub(super) counts: Counts,
+    pub(super) elapsed: Duration,
+    /// Why it did not run, or what failed.
+    pub(super) notes: Vec<String>,
+}
+
+impl Row {
+    /// A tier that cannot run here counts as one skipped; one that had to run, as one failed.
+    pub(super) fn not_run(tier: Tier, reason: String, required: bool) -> Self {
+        println!("\n=== {} === not run: {reason}", tier.name());
+        let (status, counts) = if required {
+            (Status::Required, Counts { failed: 1, ..Counts::default() })
+        } else {
+            (Status::NotRun, Counts { skipped: 1, ..Counts::default() })
+        };
+        Self { tier, status, counts, elapsed: Duration::ZERO, notes: vec![reason] }
+    }
+
+    pub(super) fn failed(&self) -> bool {
+        matches!(self.status, Status::Failed | Status::Required)
+    }
+}
+
+pub(super) fn print(rows: &[Row]) {
+    print!("{}", render(rows));
+}
+
+fn render(rows: &[Row]) -> String {
+    let mut total = Counts::default();
+    let mut out =
+        format!("\n{:<9} {:<18} {:>7} {:>7} {:>8} {:>8}\n", "tier", "status", "passed", "failed", "skipped", "seconds");
+    for row in rows {
+        total.add(&row.counts);
+        let status = match row.status {
+            Status::Passed => "passed",
+            Status::Failed => "FAILED",
+            Status::NotRun => "not run",
+            Status::Required => "REQUIRED, NOT RUN",
+        };
+        let Counts { passed, failed, skipped, .. } = row.counts;
+        let seconds = row.elapsed.as_secs_f64();
+        let name = row.tier.name();
+        out.push_str(&format!("{name:<9} {status:<18} {passed:>7} {failed:>7} {skipped:>8} {seconds:>8.1}\n"));
+    }
+    for row in rows {
+        for line in row.notes.iter().chain(&row.counts.failures) {
+            out.push_str(&format!("{}: {line}\n", row.tier.name()));
+        }
+    }
+    out + &format!("\n{} passed, {} failed, {} skipped\n", total.passed, total.failed, total.skipped)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(tier: Tier, status: Status, passed: u32, failed: u32) -> Row {
+        let failures = (0..failed).map(|n| format!("case_{n}")).collect();
+        let counts = Counts { passed, failed, skipped: 0, failures };
+        Row { tier, status, counts, elapsed: Duration::from_millis(1500), notes: Vec::new() }
+    }
+
+    #[test]
+    fn the_last_line_is_the_sum_of_the_table() {
+        let rows = [
+            row(Tier::Unit, Status::Passed, 10, 0),
+            row(Tier::Packet, Status::Failed, 4, 2),
+            Row::not_run(Tier::Kernels, "no qemu".into(), false),
+        ];
+        let text = render(&rows);
+        assert_eq!(text.lines().last(), Some("14 passed, 2 failed, 1 skipped"));
+        assert!(text.contains("packet: case_1"), "{text}");
+        assert!(text.contains("kernels: no qemu"), "{text}");
+    }
+
+    #[test]
+    fn a_required_tier_that_cannot_run_has_failed() {
+        let row = Row::not_run(Tier::Netns, "needs root".into(), true);
+        assert!(row.failed());
+        assert!(render(&[row]).contains("0 passed, 1 failed, 0 skipped"));
+    }
+
+    #[test]
+    fn a_tier_that_may_be_left_out_has_not_failed() {
+        assert!(!Row::not_run(Tier::Netns, "needs root".into(), false).failed());
+    }
+}

@@ -1,0 +1,129 @@
+//! The tiers: what each one needs, and the commands that run it.
+
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use crate::process::Cmd;
+use crate::setup::{self, Need};
+use crate::{machine, workspace};
+
+/// A tier of tests, from the one that needs nothing to the one that needs most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Tier {
+    /// Pure logic, layouts, checksums, parsers. Needs nothing.
+    Unit,
+    /// Byte-exact packets through the loaded programs. Needs BPF.
+    Packet,
+    /// Manifests in, contents of maps out. Needs nothing; with BPF it takes real maps too.
+    Scenario,
+    /// Real sockets between network namespaces. Needs root.
+    Netns,
+    /// The agent against a real API server. Needs root and Go.
+    Cluster,
+    /// Packets and namespaces on other kernels. Needs qemu.
+    Kernels,
+}
+
+impl Tier {
+    pub(super) const ALL: [Self; 6] =
+        [Self::Unit, Self::Packet, Self::Scenario, Self::Netns, Self::Cluster, Self::Kernels];
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Unit => "unit",
+            Self::Packet => "packet",
+            Self::Scenario => "scenario",
+            Self::Netns => "netns",
+            Self::Cluster => "cluster",
+            Self::Kernels => "kernels",
+        }
+    }
+
+    /// CI is root on a kernel that allows everything, with Go, but without other kernels.
+    pub(super) const fn runs_in_ci(self) -> bool {
+        !matches!(self, Self::Kernels)
+    }
+
+    /// Why it cannot run here, and what would make it run.
+    pub(super) fn obstacle(self) -> Option<String> {
+        match self {
+            Self::Unit | Self::Scenario => None,
+            Self::Packet => object_missing().or_else(bpf_denied),
+            Self::Netns => object_missing().or_else(bpf_denied).or_else(namespaces_denied),
+            Self::Cluster => object_missing().or_else(bpf_denied).or_else(namespaces_denied).or_else(|| {
+                setup::go_missing()
+                    .map(|reason| format!("{reason}: it builds the API server; `./x setup --go` tries to install it"))
+            }),
+            Self::Kernels => Some(
+                "not written yet; it will boot other kernels in qemu and run the packet and netns tiers there"
+                    .to_owned(),
+            ),
+        }
+    }
+
+    /// The calls of cargo that run it. `filter` goes to the test programs.
+    pub(super) fn commands(self, filter: &[String]) -> Vec<Cmd> {
+        let test = |args: &[&str], threads: Option<u32>| {
+            let mut cmd = workspace::cargo("test").arg("--no-fail-fast").args(args).arg("--").args(filter);
+            if let Some(threads) = threads {
+                cmd = cmd.arg(format!("--test-threads={threads}"));
+            }
+            without_object(cmd)
+        };
+        let package = |args: &[&str]| {
+            let root = machine::root();
+            Cmd::cargo("test").args(["--locked", "--no-fail-fast"]).args(args).arg("--").args(filter).current_dir(&root)
+        };
+        let programs = || without_object(workspace::cargo("build").arg("--bins"));
+        match self {
+            Self::Unit => vec![
+                test(&["--lib", "--bins"], None),
+                package(&["--package", workspace::EBPF, "--lib"]),
+                package(&["--package", "proxy-common", "--doc"]),
+            ],
+            // Loading programs is mostly the verifier's time; more tests at once than processors gain nothing.
+            Self::Packet => vec![test(&["--test", "packets", "--test", "object"], None)],
+            Self::Scenario => vec![test(&["--test", "scenarios"], None)],
+            // Cases measure times and share the machine's connection tracking: one at a time.
+            Self::Netns => vec![programs(), test(&["--test", "netns"], Some(1))],
+            Self::Cluster => vec![programs(), test(&["--test", "cluster"], Some(1))],
+            Self::Kernels => Vec::new(),
+        }
+    }
+
+    /// The most that CI gives each of its commands, compiling included.
+    pub(super) const fn limit(self) -> Duration {
+        Duration::from_secs(match self {
+            Self::Unit => 1800,
+            Self::Packet | Self::Scenario => 900,
+            Self::Netns | Self::Cluster | Self::Kernels => 1500,
+        })
+    }
+}
+
+/// Sets up what the tiers need. What cannot be installed is told, and shows again as an obstacle of the tiers it concerns.
+pub(super) fn prepare(tiers: &[Tier]) -> Option<anyhow::Error> {
+    let run = tiers.iter().any(|tier| matches!(tier, Tier::Packet | Tier::Netns | Tier::Cluster));
+    setup::ensure(if run { Need::Run } else { Need::Build }).err()
+}
+
+fn object_missing() -> Option<String> {
+    setup::object_obstacle()
+        .map(|absence| format!("the eBPF object cannot be built: {absence}; `./x setup` as root installs it"))
+}
+
+fn bpf_denied() -> Option<String> {
+    machine::bpf_denied()
+        .map(|reason| format!("{reason}; run `./x test` as root, on a host or in a container that allows BPF"))
+}
+
+fn namespaces_denied() -> Option<String> {
+    machine::namespaces_denied()
+        .map(|reason| format!("{reason}; run `./x test` as root, outside of a container that forbids this"))
+}
+
+/// Where the object cannot be built, tests of pure logic still can be: the agent is compiled without it.
+fn without_object(cmd: Cmd) -> Cmd {
+    if setup::object_obstacle().is_some() { cmd.env("FAIRLEAD_STUB_EBPF", "1") } else { cmd }
+}

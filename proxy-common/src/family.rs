@@ -90,6 +90,8 @@ pub trait Family: sealed::Sealed + Copy + Debug + Eq + 'static {
     type Addr: Address + Into<core::net::IpAddr>;
     /// Pad that brings a slot to a multiple of 8 bytes.
     type SlotPad: Copy + Debug + Default + Eq + 'static;
+    /// The unspecified address, `0.0.0.0` or `::`.
+    const UNSPECIFIED: Self::Addr;
     /// EtherType, host order.
     const ETHERTYPE: u16;
     /// `AF_INET` or `AF_INET6`, as `bpf_fib_lookup` wants it.
@@ -111,6 +113,7 @@ pub struct V6;
 impl Family for V4 {
     type Addr = Addr4;
     type SlotPad = u32;
+    const UNSPECIFIED: Addr4 = Addr4 { octets: [0; 4] };
     const ETHERTYPE: u16 = 0x0800;
     const AF: u8 = 2;
     const HEADER_LEN: u32 = 20;
@@ -120,6 +123,7 @@ impl Family for V4 {
 impl Family for V6 {
     type Addr = Addr6;
     type SlotPad = [u32; 0];
+    const UNSPECIFIED: Addr6 = Addr6 { octets: [0; 16] };
     const ETHERTYPE: u16 = 0x86dd;
     const AF: u8 = 10;
     const HEADER_LEN: u32 = 40;

@@ -1,1 +1,7 @@
-//! Fairlead's eBPF programs.
+//! What the host can build and test of the programs: parsing. The rest needs the kernel and is tested there, packet
+//! by packet.
+
+#![cfg_attr(target_arch = "bpf", no_std)]
+
+pub mod ctx;
+pub mod packet;

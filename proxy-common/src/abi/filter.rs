@@ -1,4 +1,4 @@
-//! `FILTER`: 65,536 one-byte buckets by hash of an address, which say "certainly nothing of ours" in one array read.
+//! `FILTER`: 2^20 one-byte buckets by hash of an address, which say "certainly nothing of ours" in one array read.
 //!
 //! Traffic that is no Service's leaves after this look. A bucket may say yes for an address that only hashes alike;
 //! it never says no for one of ours: the agent sets bits before it commits what needs them, and clears them only when
@@ -14,7 +14,7 @@ pub const ENDPOINT: u8 = 2;
 pub const NODE: u8 = 4;
 
 /// Words of 8 buckets in the array.
-pub const WORDS: u32 = 8_192;
+pub const WORDS: u32 = 131_072;
 
 /// An address' bucket: word index and shift within the word.
 #[inline(always)]
@@ -25,7 +25,7 @@ pub fn bucket<A: Address>(addr: &A) -> (u32, u32) {
     let low = u64::from(words[0]) | u64::from(words[1]) << 32;
     let high = u64::from(words[2]) | u64::from(words[3]) << 32;
     let mixed = (low ^ high.wrapping_mul(0x94d0_49bb_1331_11eb)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let hash = (mixed >> 48) as u32;
+    let hash = (mixed >> 44) as u32;
     (hash >> 3, (hash & 7) * 8)
 }
 
@@ -35,15 +35,15 @@ mod tests {
     use crate::Addr4;
 
     #[test]
-    fn ten_thousand_neighbouring_addresses_spread_over_the_buckets() {
+    fn a_hundred_thousand_neighbouring_addresses_spread_over_the_buckets() {
         let mut used = std::collections::HashSet::new();
-        for i in 0..10_000u32 {
+        for i in 0..100_000u32 {
             let addr = Addr4 { octets: (0x0a60_0000 + i).to_be_bytes() };
             let (word, shift) = bucket(&addr);
             assert!(word < WORDS && shift < 64 && shift % 8 == 0);
             used.insert((word, shift));
         }
-        // 65,536 buckets × (1 − e^(−10,000/65,536)) ≈ 9,280 distinct ones for a perfect hash.
-        assert!(used.len() > 8_500, "only {} buckets used", used.len());
+        // 2^20 buckets × (1 − e^(−100,000/2^20)) ≈ 95,380 distinct ones for a perfect hash.
+        assert!(used.len() > 90_000, "only {} buckets used", used.len());
     }
 }

@@ -122,7 +122,8 @@ impl<F: Family> Flow<F> {
     pub const REDIRECT: u16 = 4;
     /// A reply to the node's own process: let it arrive at `ifindex`, by which the request left.
     pub const REINJECT: u16 = 8;
-    /// Client and endpoint are one: turn the packet round at `ifindex`; both entries meet us inwards.
+    /// Client and endpoint are one: turn the packet round at `ifindex`. Both entries meet us on the same side: a pod's
+    /// inwards, those of the node itself outwards.
     pub const HAIRPIN: u16 = 16;
     /// The choice was not the plain hash: both entries are stored even while the flow is half open.
     pub const PINNED: u16 = 32;
@@ -134,10 +135,28 @@ impl<F: Family> Flow<F> {
     /// A RST was seen.
     pub const RST: u8 = 2;
 
+    /// Nothing yet.
+    pub const EMPTY: Self = Self {
+        src: F::UNSPECIFIED,
+        dst: F::UNSPECIFIED,
+        sport: 0,
+        dport: 0,
+        flags: 0,
+        seen_client: 0,
+        seen_server: 0,
+        port_id: 0,
+        endpoint_id: 0,
+        endpoint_gen: 0,
+        ifindex: 0,
+        entry_mac: [0; 6],
+        next_mac: [0; 6],
+        last_seen_secs: 0,
+    };
+
     /// The direction in which the partner of an entry with this key direction meets us.
     #[inline(always)]
     pub const fn partner_direction(&self, own: Direction) -> Direction {
-        if self.flags & Self::HAIRPIN != 0 { Direction::In } else { own.flip() }
+        if self.flags & Self::HAIRPIN != 0 { own } else { own.flip() }
     }
 
     /// The key under which the other half stands.
@@ -187,21 +206,6 @@ mod tests {
     }
 
     fn flow(src: Addr4, sport: u16, dst: Addr4, dport: u16, flags: u16) -> Flow<V4> {
-        Flow {
-            src,
-            dst,
-            sport,
-            dport,
-            flags,
-            seen_client: 0,
-            seen_server: 0,
-            port_id: 0,
-            endpoint_id: 0,
-            endpoint_gen: 0,
-            ifindex: 0,
-            entry_mac: [0; 6],
-            next_mac: [0; 6],
-            last_seen_secs: 0,
-        }
+        Flow { src, dst, sport, dport, flags, ..Flow::EMPTY }
     }
 }

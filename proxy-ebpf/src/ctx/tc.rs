@@ -1,0 +1,325 @@
+//! The tc hooks' packet: `struct __sk_buff` and its helpers. The only file that calls them.
+
+use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
+use aya_ebpf::helpers::{
+    bpf_csum_diff, bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_l3_csum_replace,
+    bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_tail, bpf_skb_load_bytes,
+    bpf_skb_store_bytes,
+};
+use proxy_common::Family;
+
+use super::{PacketCtx, Plain};
+
+/// A helper refused.
+#[derive(Clone, Copy, Debug)]
+pub struct HelperError;
+
+/// `skb->pkt_type` of a frame addressed to the device (`include/uapi/linux/if_packet.h`).
+const PACKET_HOST: u32 = 0;
+/// `BPF_F_MARK_MANGLED_0`: leave a zero checksum zero, never make one (UDP).
+const MARK_MANGLED_0: u64 = 1 << 5;
+
+/// A packet at a tc hook.
+#[derive(Clone, Copy)]
+pub struct Skb {
+    skb: *mut __sk_buff,
+}
+
+/// `struct bpf_fib_lookup` (`include/uapi/linux/bpf.h`), with addresses as octets.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Fib {
+    family: u8,
+    l4_protocol: u8,
+    sport: u16,
+    dport: u16,
+    tot_len: u16,
+    /// In: the device the packet enters by. Out: the device it leaves by.
+    pub ifindex: u32,
+    tos_or_flowinfo: u32,
+    /// Source; with [`Fib::SOURCE`] the preferred one comes back here.
+    pub src: [u8; 16],
+    /// Destination; a gateway's address comes back here.
+    pub dst: [u8; 16],
+    vlan: [u16; 2],
+    /// MAC of the device the packet leaves by.
+    pub smac: [u8; 6],
+    /// MAC of the next hop.
+    pub dmac: [u8; 6],
+}
+
+impl Fib {
+    /// `BPF_FIB_LKUP_RET_SUCCESS`.
+    pub const SUCCESS: i64 = 0;
+    /// `BPF_FIB_LKUP_RET_NOT_FWDED`: the destination is the node itself.
+    pub const NOT_FORWARDED: i64 = 4;
+    /// `BPF_FIB_LKUP_RET_NO_NEIGH`: the route is known, the neighbour's MAC is not.
+    pub const NO_NEIGHBOUR: i64 = 7;
+    /// `BPF_FIB_LOOKUP_SRC` (6.7): give back the preferred source address.
+    pub const SOURCE: u32 = 1 << 4;
+
+    /// A question about this destination, for a packet that enters by `ifindex`.
+    #[inline(always)]
+    pub fn new<F: Family>(ifindex: u32, src: &F::Addr, dst: &F::Addr) -> Self {
+        let mut fib = Self {
+            family: F::AF,
+            l4_protocol: 0,
+            sport: 0,
+            dport: 0,
+            tot_len: 0,
+            ifindex,
+            tos_or_flowinfo: 0,
+            src: [0; 16],
+            dst: [0; 16],
+            vlan: [0; 2],
+            smac: [0; 6],
+            dmac: [0; 6],
+        };
+        // SAFETY: F::Addr is Addr4 or Addr6: 4 or 16 plain bytes, and both fields hold 16.
+        unsafe {
+            fib.src.as_mut_ptr().cast::<F::Addr>().write_unaligned(*src);
+            fib.dst.as_mut_ptr().cast::<F::Addr>().write_unaligned(*dst);
+        }
+        fib
+    }
+
+    /// The source address that came back.
+    #[inline(always)]
+    pub fn source<F: Family>(&self) -> F::Addr {
+        // SAFETY: as in `new`.
+        unsafe { self.src.as_ptr().cast::<F::Addr>().read_unaligned() }
+    }
+}
+
+// Field reads go through volatile loads: the verifier accepts `ctx` accesses only at the field's own offset and width,
+// which merged or narrowed loads would miss.
+macro_rules! field {
+    ($(#[doc = $doc:literal])+ $name:ident, $field:ident) => {
+        $(#[doc = $doc])+
+        #[inline(always)]
+        pub fn $name(&self) -> u32 {
+            // SAFETY: the kernel passes a valid context.
+            unsafe { (&raw const (*self.skb).$field).read_volatile() }
+        }
+    };
+}
+
+impl Skb {
+    /// Wraps the kernel's context.
+    #[inline(always)]
+    pub const fn new(skb: *mut __sk_buff) -> Self {
+        Self { skb }
+    }
+
+    /// The context, for a global subprogram.
+    #[inline(always)]
+    pub const fn as_ptr(&self) -> *mut __sk_buff {
+        self.skb
+    }
+
+    field! {
+        /// Length of the frame, bytes.
+        len, len
+    }
+    field! {
+        /// The device whose hook runs.
+        ifindex, ifindex
+    }
+    field! {
+        /// The device the packet came in by; 0 for a packet of the node's own.
+        ingress_ifindex, ingress_ifindex
+    }
+    field! {
+        /// EtherType, network order.
+        protocol_be, protocol
+    }
+    field! {
+        /// Non-zero if the frame carries a VLAN tag beside its bytes.
+        vlan_present, vlan_present
+    }
+    field! {
+        /// What ingress told egress.
+        tc_index, tc_index
+    }
+
+    /// True if the frame is addressed to the device itself.
+    #[inline(always)]
+    pub fn is_for_device(&self) -> bool {
+        // SAFETY: the kernel passes a valid context.
+        unsafe { (&raw const (*self.skb).pkt_type).read_volatile() == PACKET_HOST }
+    }
+
+    /// Tells egress.
+    #[inline(always)]
+    pub fn set_tc_index(&self, value: u16) {
+        // SAFETY: the kernel passes a valid context, and tc programs may write this field.
+        unsafe { (&raw mut (*self.skb).tc_index).write_volatile(u32::from(value)) }
+    }
+
+    /// Overwrites bytes, with the checksum of a `CHECKSUM_COMPLETE` packet kept right if `recompute`.
+    #[inline(always)]
+    pub fn store<T: Copy>(&self, offset: u32, value: &T, recompute: bool) -> Result<(), HelperError> {
+        let flags = if recompute { u64::from(BPF_F_RECOMPUTE_CSUM) } else { 0 };
+        let from = core::ptr::from_ref(value).cast();
+        // SAFETY: valid context; `value` is as long as stated.
+        check(unsafe { bpf_skb_store_bytes(self.skb, offset, from, size_of::<T>() as u32, flags) })
+    }
+
+    /// Replaces a 32-bit word in the IPv4 header's checksum.
+    #[inline(always)]
+    pub fn ip_checksum(&self, offset: u32, from: u32, to: u32) -> Result<(), HelperError> {
+        // SAFETY: valid context.
+        check(unsafe { bpf_l3_csum_replace(self.skb, offset, from.into(), to.into(), 4) })
+    }
+
+    /// Adds the difference of two addresses to the layer 4 checksum at `offset`.
+    #[inline(always)]
+    pub fn pseudo_checksum(&self, offset: u32, diff: u32, udp: bool) -> Result<(), HelperError> {
+        let flags = u64::from(BPF_F_PSEUDO_HDR) | if udp { MARK_MANGLED_0 } else { 0 };
+        // SAFETY: valid context.
+        check(unsafe { bpf_l4_csum_replace(self.skb, offset, 0, diff.into(), flags) })
+    }
+
+    /// Replaces a port in the layer 4 checksum at `offset`; both in network order.
+    #[inline(always)]
+    pub fn port_checksum(&self, offset: u32, from_be: u16, to_be: u16, udp: bool) -> Result<(), HelperError> {
+        let flags = 2 | if udp { MARK_MANGLED_0 } else { 0 };
+        // SAFETY: valid context.
+        check(unsafe { bpf_l4_csum_replace(self.skb, offset, from_be.into(), to_be.into(), flags) })
+    }
+
+    /// Cuts or grows the frame.
+    #[inline(always)]
+    pub fn resize(&self, len: u32) -> Result<(), HelperError> {
+        // SAFETY: valid context.
+        check(unsafe { bpf_skb_change_tail(self.skb, len, 0) })
+    }
+
+    /// Copies `len` bytes at `offset` into `buffer`, behind its first `skip` bytes. `skip + len` must fit.
+    #[inline(always)]
+    pub fn load_behind<const N: usize>(
+        &self,
+        offset: u32,
+        buffer: &mut [u8; N],
+        skip: u32,
+        len: u32,
+    ) -> Result<(), HelperError> {
+        if skip + len > N as u32 {
+            return Err(HelperError);
+        }
+        // SAFETY: valid context; `len` bytes behind `skip` are within the buffer.
+        check(unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, buffer.as_mut_ptr().add(skip as usize).cast(), len) })
+    }
+
+    /// Stores the first `len` bytes of `buffer` at `offset`.
+    #[inline(always)]
+    pub fn store_some<const N: usize>(&self, offset: u32, buffer: &[u8; N], len: u32) -> Result<(), HelperError> {
+        if len == 0 || len > N as u32 {
+            return Err(HelperError);
+        }
+        let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
+        // SAFETY: valid context; `len` is within the buffer.
+        check(unsafe { bpf_skb_store_bytes(self.skb, offset, buffer.as_ptr().cast(), len, flags) })
+    }
+
+    /// Asks the kernel's routing.
+    #[inline(always)]
+    pub fn route(&self, fib: &mut Fib, flags: u32) -> i64 {
+        let params = core::ptr::from_mut(fib).cast();
+        // SAFETY: valid context; `Fib` is `struct bpf_fib_lookup`.
+        unsafe { bpf_fib_lookup(self.skb.cast(), params, size_of::<Fib>() as i32, flags) }
+    }
+}
+
+const _: () = assert!(size_of::<Fib>() == 64, "struct bpf_fib_lookup is 64 bytes (include/uapi/linux/bpf.h)");
+
+impl PacketCtx for Skb {
+    #[inline(always)]
+    fn load<T: Plain>(&self, offset: u32) -> Option<T> {
+        let mut value = core::mem::MaybeUninit::<T>::uninit();
+        // SAFETY: valid context; `value` is as long as stated.
+        let ret = unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, value.as_mut_ptr().cast(), size_of::<T>() as u32) };
+        // SAFETY: on success the helper filled it, and `Plain` allows every byte pattern.
+        if ret == 0 { Some(unsafe { value.assume_init() }) } else { None }
+    }
+
+    #[inline(always)]
+    fn load_at<T: Plain, const OFFSET: u32>(&self) -> Option<T> {
+        // SAFETY: valid context.
+        let (data, end) = unsafe {
+            let data = (&raw const (*self.skb).data).read_volatile() as usize;
+            (data, (&raw const (*self.skb).data_end).read_volatile() as usize)
+        };
+        let start = data + OFFSET as usize;
+        if start + size_of::<T>() <= end {
+            // SAFETY: within the linear part, which the verifier checks too. The kernel keeps the IP header aligned
+            // (NET_IP_ALIGN), and header types are read nowhere else.
+            return Some(unsafe { (start as *const T).read() });
+        }
+        self.load(OFFSET)
+    }
+}
+
+/// One's complement difference of two addresses, as a checksum helper wants it.
+#[inline(always)]
+pub fn checksum_diff<T: Copy>(from: &T, to: &T) -> u32 {
+    let size = size_of::<T>() as u32;
+    let (from, to) = (core::ptr::from_ref(from).cast_mut().cast(), core::ptr::from_ref(to).cast_mut().cast());
+    // SAFETY: both point to `size` readable bytes, a multiple of 4; the helper writes neither.
+    unsafe { bpf_csum_diff(from, size, to, size, 0) as u32 }
+}
+
+/// One's complement sum of an address on top of `seed`.
+#[inline(always)]
+pub fn checksum_of<T: Copy>(value: &T, seed: u32) -> u32 {
+    let to = core::ptr::from_ref(value).cast_mut().cast();
+    // SAFETY: `T`'s bytes, a multiple of 4; the helper writes none.
+    unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, to, size_of::<T>() as u32, seed) as u32 }
+}
+
+/// One's complement sum of a buffer on top of `seed`.
+#[inline(always)]
+pub fn checksum<const N: usize>(buffer: &[u8; N], seed: u32) -> u32 {
+    let to = buffer.as_ptr().cast_mut().cast();
+    // SAFETY: N readable bytes, a multiple of 4; the helper writes none.
+    unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, to, N as u32, seed) as u32 }
+}
+
+/// Sends the packet out of a device as it stands.
+#[inline(always)]
+pub fn redirect_out(ifindex: u32) -> i32 {
+    // SAFETY: no pointers involved.
+    unsafe { bpf_redirect(ifindex, 0) as i32 }
+}
+
+/// Lets the packet arrive at a device.
+#[inline(always)]
+pub fn redirect_in(ifindex: u32) -> i32 {
+    // SAFETY: no pointers involved.
+    unsafe { bpf_redirect(ifindex, u64::from(BPF_F_INGRESS)) as i32 }
+}
+
+/// Sends the packet out of a device, resolving the next hop.
+#[inline(always)]
+pub fn redirect_neighbour(ifindex: u32) -> i32 {
+    // SAFETY: no parameters: the kernel takes the packet's own destination.
+    unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC`, to the tick.
+#[inline(always)]
+pub fn now_ns() -> u64 {
+    // SAFETY: no pointers involved.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// Seconds of `CLOCK_MONOTONIC`.
+#[inline(always)]
+pub fn now_secs() -> u32 {
+    (now_ns() / 1_000_000_000) as u32
+}
+
+#[inline(always)]
+const fn check(ret: i64) -> Result<(), HelperError> {
+    if ret == 0 { Ok(()) } else { Err(HelperError) }
+}

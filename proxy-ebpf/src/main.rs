@@ -1,0 +1,67 @@
+//! Fairlead's eBPF programs: attach points only. A packet's path is [`pipeline`], top to bottom.
+//!
+//! Links hold the stubs; what they run is a slot of `PROGRAMS`, so a new build is switched in with a few stores.
+
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+#[cfg(target_arch = "bpf")]
+mod programs {
+    use aya_ebpf::macros::classifier;
+    use aya_ebpf::programs::TcContext;
+    use proxy_common::abi::program;
+
+    use crate::{hook, maps, pipeline};
+
+    /// What tc ingress of a device runs: a jump to the current [`ingress`].
+    #[classifier]
+    pub(crate) fn ingress_stub(ctx: TcContext) -> i32 {
+        maps::jump(&ctx, program::INGRESS);
+        hook::NEXT
+    }
+
+    /// What tc egress of a device runs: a jump to the current [`egress`].
+    #[classifier]
+    pub(crate) fn egress_stub(ctx: TcContext) -> i32 {
+        maps::jump(&ctx, program::EGRESS);
+        hook::NEXT
+    }
+
+    /// A packet arrives on a device.
+    #[classifier]
+    pub(crate) fn ingress(ctx: TcContext) -> i32 {
+        pipeline::ingress(&ctx)
+    }
+
+    /// A packet leaves by a device.
+    #[classifier]
+    pub(crate) fn egress(ctx: TcContext) -> i32 {
+        pipeline::egress(&ctx)
+    }
+
+    // The verifier refuses a program that can reach this: a panic is a build error, not undefined behaviour.
+    #[panic_handler]
+    fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+        loop {}
+    }
+
+    #[unsafe(link_section = "license")]
+    #[unsafe(no_mangle)]
+    static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+}
+
+#[cfg(target_arch = "bpf")]
+use proxy_ebpf::{ctx, packet};
+
+#[cfg(target_arch = "bpf")]
+mod config;
+#[cfg(target_arch = "bpf")]
+mod hook;
+#[cfg(target_arch = "bpf")]
+mod maps;
+#[cfg(target_arch = "bpf")]
+mod pipeline;
+#[cfg(target_arch = "bpf")]
+mod step;
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}

@@ -1,0 +1,240 @@
+//! Every map, and the accessors that the steps use. No other file names a map of its own.
+//!
+//! Sizes are the defaults; the agent sets what its flags say before it loads the object.
+
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray};
+use aya_ebpf::macros::btf_map;
+use aya_ebpf::programs::TcContext;
+use proxy_common::abi::config::RejectBucket;
+use proxy_common::abi::{
+    Config, Device, Flow, FlowKey, Live, Name, NodeAddr, Port, PortStats, Service, ServiceKey, Slot, filter, sizes,
+};
+use proxy_common::{CODES, Family, Outcome, V4, V6};
+
+/// An element was there already (`EEXIST`).
+pub(crate) const EXISTS: i32 = -17;
+/// `BPF_ANY`.
+pub(crate) const ANY: u64 = 0;
+/// `BPF_NOEXIST`.
+pub(crate) const NOEXIST: u64 = 1;
+
+const MMAP: usize = BPF_F_MMAPABLE as usize;
+// Not preallocated: an element of a preallocated hash can be recycled under a reader, who then sees another key's value.
+const SPARSE: usize = BPF_F_NO_PREALLOC as usize;
+
+type Services<F> = HashMap<ServiceKey<F>, Service, { sizes::SERVICES as usize }, SPARSE>;
+type ClusterIps<A> = HashMap<A, u32, { sizes::CLUSTER_IPS as usize }, SPARSE>;
+type Slots<F> = Array<Slot<F>, { sizes::SLOTS as usize }, MMAP>;
+type Flows<F> = HashMap<FlowKey<F>, Flow<F>, { sizes::FLOWS as usize }>;
+type New<F> = LruHashMap<FlowKey<F>, Flow<F>, { sizes::NEW as usize }>;
+type NodeAddrs<A> = HashMap<A, NodeAddr, { sizes::NODE_ADDRS as usize }, SPARSE>;
+
+#[btf_map]
+static SERVICES_V4: Services<V4> = HashMap::new();
+#[btf_map]
+static SERVICES_V6: Services<V6> = HashMap::new();
+#[btf_map]
+static CLUSTER_IPS_V4: ClusterIps<<V4 as Family>::Addr> = HashMap::new();
+#[btf_map]
+static CLUSTER_IPS_V6: ClusterIps<<V6 as Family>::Addr> = HashMap::new();
+#[btf_map]
+static SLOTS_V4: Slots<V4> = Array::new();
+#[btf_map]
+static SLOTS_V6: Slots<V6> = Array::new();
+#[btf_map]
+static FLOWS_V4: Flows<V4> = HashMap::new();
+#[btf_map]
+static FLOWS_V6: Flows<V6> = HashMap::new();
+#[btf_map]
+static NEW_V4: New<V4> = LruHashMap::new();
+#[btf_map]
+static NEW_V6: New<V6> = LruHashMap::new();
+#[btf_map]
+static NODE_ADDRS_V4: NodeAddrs<<V4 as Family>::Addr> = HashMap::new();
+#[btf_map]
+static NODE_ADDRS_V6: NodeAddrs<<V6 as Family>::Addr> = HashMap::new();
+
+#[btf_map]
+static PORTS: Array<Port, { sizes::PORTS as usize }, MMAP> = Array::new();
+#[btf_map]
+static LIVE: Array<Live, { sizes::LIVE as usize }, MMAP> = Array::new();
+#[btf_map]
+static FILTER: Array<u64, { filter::WORDS as usize }, MMAP> = Array::new();
+#[btf_map]
+static NODE_PORTS: Array<u64, { sizes::NODE_PORTS as usize }, MMAP> = Array::new();
+#[btf_map]
+static DEVICES: HashMap<u32, Device, { sizes::DEVICES as usize }, SPARSE> = HashMap::new();
+#[btf_map]
+pub(crate) static CONFIG: Array<Config, 1, MMAP> = Array::new();
+#[btf_map]
+static STATS: PerCpuArray<u64, { CODES as usize }> = PerCpuArray::new();
+#[btf_map]
+static PORT_STATS: PerCpuArray<PortStats, { sizes::PORTS as usize }> = PerCpuArray::new();
+#[btf_map]
+static REJECTS: PerCpuArray<RejectBucket, 1> = PerCpuArray::new();
+#[btf_map]
+static PROGRAMS: ProgramArray<{ sizes::PROGRAMS as usize }> = ProgramArray::new();
+// Written and read by the agent alone; it stands here so that the object carries its BTF for bpftool.
+#[btf_map]
+static NAMES: HashMap<u32, Name, { sizes::PORTS as usize }, SPARSE> = HashMap::new();
+
+/// A reply's entry in the making, outside the 512 bytes of stack. Programs on one CPU do not interleave.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Scratch<F: Family> {
+    pub(crate) key: FlowKey<F>,
+    pub(crate) value: Flow<F>,
+}
+
+#[btf_map]
+static SCRATCH_V4: PerCpuArray<Scratch<V4>, 1> = PerCpuArray::new();
+#[btf_map]
+static SCRATCH_V6: PerCpuArray<Scratch<V6>, 1> = PerCpuArray::new();
+
+/// The maps of one family.
+pub(crate) trait Maps: Family {
+    fn scratch() -> Option<&'static mut Scratch<Self>>;
+    fn services() -> &'static Services<Self>;
+    fn cluster_ips() -> &'static ClusterIps<Self::Addr>;
+    fn slots() -> &'static Slots<Self>;
+    fn flows() -> &'static Flows<Self>;
+    fn new_flows() -> &'static New<Self>;
+    fn node_addrs() -> &'static NodeAddrs<Self::Addr>;
+}
+
+macro_rules! family_maps {
+    ($family:ty: $services:ident $cluster_ips:ident $slots:ident $flows:ident $new:ident $node_addrs:ident $scratch:ident) => {
+        impl Maps for $family {
+            #[inline(always)]
+            fn scratch() -> Option<&'static mut Scratch<Self>> {
+                // SAFETY: this CPU's own element, taken once per run.
+                $scratch.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+            }
+            #[inline(always)]
+            fn services() -> &'static Services<Self> {
+                &$services
+            }
+            #[inline(always)]
+            fn cluster_ips() -> &'static ClusterIps<Self::Addr> {
+                &$cluster_ips
+            }
+            #[inline(always)]
+            fn slots() -> &'static Slots<Self> {
+                &$slots
+            }
+            #[inline(always)]
+            fn flows() -> &'static Flows<Self> {
+                &$flows
+            }
+            #[inline(always)]
+            fn new_flows() -> &'static New<Self> {
+                &$new
+            }
+            #[inline(always)]
+            fn node_addrs() -> &'static NodeAddrs<Self::Addr> {
+                &$node_addrs
+            }
+        }
+    };
+}
+
+family_maps!(V4: SERVICES_V4 CLUSTER_IPS_V4 SLOTS_V4 FLOWS_V4 NEW_V4 NODE_ADDRS_V4 SCRATCH_V4);
+family_maps!(V6: SERVICES_V6 CLUSTER_IPS_V6 SLOTS_V6 FLOWS_V6 NEW_V6 NODE_ADDRS_V6 SCRATCH_V6);
+
+/// Removes a confirmed entry. One that is gone already is what we want.
+#[inline(always)]
+pub(crate) fn forget<F: Maps>(key: &FlowKey<F>) {
+    if F::flows().remove(key).is_err() {}
+}
+
+/// Removes a half-open entry. One that is gone already is what we want.
+#[inline(always)]
+pub(crate) fn forget_new<F: Maps>(key: &FlowKey<F>) {
+    if F::new_flows().remove(key).is_err() {}
+}
+
+/// Jumps to a slot of `PROGRAMS`; comes back only if the slot is empty.
+#[inline(always)]
+pub(crate) fn jump(ctx: &TcContext, slot: u32) {
+    // SAFETY: nothing is held across the jump.
+    unsafe { PROGRAMS.tail_call(ctx, slot) }
+}
+
+/// What the filter says of an address: bits of [`filter`].
+#[inline(always)]
+pub(crate) fn filter<A: proxy_common::Address>(addr: &A) -> u8 {
+    let (word, shift) = filter::bucket(addr);
+    match FILTER.get(word) {
+        Some(buckets) => (*buckets >> shift) as u8,
+        None => 0,
+    }
+}
+
+/// Counts an outcome.
+#[inline(always)]
+pub(crate) fn count(outcome: Outcome) {
+    if let Some(counter) = STATS.get_ptr_mut(outcome as u32) {
+        // SAFETY: this CPU's own counter; programs on one CPU do not interleave.
+        unsafe { *counter += 1 }
+    }
+}
+
+/// Counts a port's new flow or refused packet.
+#[inline(always)]
+pub(crate) fn count_port(port_id: u32, refused: bool) {
+    if let Some(stats) = PORT_STATS.get_ptr_mut(port_id) {
+        // SAFETY: this CPU's own counters.
+        unsafe {
+            if refused {
+                (*stats).refused += 1;
+            } else {
+                (*stats).new_flows += 1;
+            }
+        }
+    }
+}
+
+/// A Service port.
+#[inline(always)]
+pub(crate) fn port(port_id: u32) -> Option<*const Port> {
+    PORTS.get_ptr(port_id)
+}
+
+/// An endpoint's generation.
+#[inline(always)]
+pub(crate) fn generation(endpoint_id: u32) -> Option<u32> {
+    // SAFETY: an array's element; the word is read once and whole.
+    LIVE.get_ptr(endpoint_id).map(|live| unsafe { (&raw const (*live).generation).read_volatile() })
+}
+
+/// True if some protocol has this NodePort.
+#[inline(always)]
+pub(crate) fn is_node_port(port: u16) -> bool {
+    match NODE_PORTS.get(u32::from(port) >> 6) {
+        Some(word) => *word >> (port & 63) & 1 != 0,
+        None => false,
+    }
+}
+
+/// What the agent knows of a device.
+#[inline(always)]
+pub(crate) fn device(ifindex: u32) -> Option<&'static Device> {
+    // SAFETY: the map is not preallocated: an element that is removed meanwhile stays readable until we are done (RCU).
+    unsafe { DEVICES.get(ifindex) }
+}
+
+/// This CPU's bucket of answers.
+#[inline(always)]
+pub(crate) fn reject_bucket() -> Option<*mut RejectBucket> {
+    REJECTS.get_ptr_mut(0)
+}
+
+/// Remembers that a direct flow's port was exchanged: from now on direct packets are looked up.
+#[inline(always)]
+pub(crate) fn note_direct_rewrite() {
+    if let Some(config) = CONFIG.get_ptr_mut(0) {
+        // SAFETY: an array's element; only programs write this word, and only this value.
+        unsafe { (&raw mut (*config).direct_rewrites).write_volatile(1) }
+    }
+}

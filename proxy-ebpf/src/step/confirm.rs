@@ -1,0 +1,144 @@
+//! A half-open flow: its first reply confirms it.
+
+use aya_ebpf::bindings::__sk_buff;
+use proxy_common::abi::{Flow, FlowKey};
+use proxy_common::{Outcome, V4, V6, algo::timeout};
+
+use super::flow;
+use super::resolve::Seen;
+use crate::ctx::tc::{Skb, now_secs};
+use crate::maps::{self, Maps};
+use crate::packet::RST;
+
+/// Looks the packet up among the half-open flows. A reply moves the pair to `FLOWS`, from where nothing evicts it.
+#[inline(always)]
+fn half_open<F: Maps>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen) -> Outcome {
+    let Some(entry) = F::new_flows().get_ptr_mut(key) else { return Outcome::NotOurs };
+    // SAFETY: the map's element, copied out once.
+    *found = unsafe { *entry };
+    if flow::is_stale(found.last_seen_secs) {
+        return Outcome::NotOurs;
+    }
+    if found.flags & Flow::<F>::REPLY == 0 {
+        return follow(skb, key, found);
+    }
+    if key.proto == timeout::TCP && seen.tcp_flags() & RST != 0 {
+        return Outcome::ReplyUnconfirmed;
+    }
+    promote(key, found)
+}
+
+/// A further request of a half-open flow whose choice was not the plain hash.
+#[inline(always)]
+fn follow<F: Maps>(skb: &Skb, key: &FlowKey<F>, found: &Flow<F>) -> Outcome {
+    if !flow::is_for_us(skb, key, found) {
+        return Outcome::LayerTwoTransit;
+    }
+    if found.flags & Flow::<F>::DIRECT != 0 {
+        return Outcome::DirectRewritten;
+    }
+    if key.proto == timeout::UDP && maps::generation(found.endpoint_id) != Some(found.endpoint_gen) {
+        maps::forget_new(&found.partner_key(key));
+        maps::forget_new(key);
+        return Outcome::NotOurs;
+    }
+    Outcome::RequestHalfOpen
+}
+
+#[inline(always)]
+fn promote<F: Maps>(key: &FlowKey<F>, found: &mut Flow<F>) -> Outcome {
+    let owner_key = found.partner_key(key);
+    let pinned = found.flags & Flow::<F>::PINNED != 0;
+    let now = now_secs();
+    let mut owner = if pinned {
+        match F::new_flows().get_ptr(owner_key) {
+            // SAFETY: the map's element, copied out once.
+            Some(owner) => unsafe { *owner },
+            // Evicted before the reply came: the client asks again, and both are made anew.
+            None => return Outcome::DropTupleClash,
+        }
+    } else {
+        derive(key, found)
+    };
+    owner.last_seen_secs = now;
+    found.last_seen_secs = now;
+    let fresh = match F::flows().insert(key, &*found, maps::NOEXIST) {
+        Ok(()) => true,
+        Err(maps::EXISTS) => false,
+        Err(_) => return Outcome::DropFlowsFull,
+    };
+    if let Err(error) = F::flows().insert(owner_key, owner, maps::NOEXIST)
+        && !(error == maps::EXISTS && leads_here(&owner_key, key))
+    {
+        if fresh {
+            maps::forget(key);
+        }
+        return if error == maps::EXISTS { Outcome::DropTupleClash } else { Outcome::DropFlowsFull };
+    }
+    maps::forget_new(key);
+    if pinned {
+        maps::forget_new(&owner_key);
+    }
+    Outcome::ReplyFirst
+}
+
+/// The owner entry of a reply entry whose choice was the plain hash.
+#[inline(always)]
+fn derive<F: Maps>(key: &FlowKey<F>, reply: &Flow<F>) -> Flow<F> {
+    Flow {
+        src: key.dst,
+        dst: key.src,
+        sport: key.dport,
+        dport: key.sport,
+        flags: reply.flags & !Flow::<F>::REPLY,
+        ..*reply
+    }
+}
+
+/// True if the confirmed owner's requests go to the endpoint that answers here.
+#[inline(always)]
+fn leads_here<F: Maps>(owner_key: &FlowKey<F>, reply_key: &FlowKey<F>) -> bool {
+    match F::flows().get_ptr(owner_key) {
+        // SAFETY: the map's element, read once.
+        Some(owner) => unsafe { (*owner).dst == reply_key.src && (*owner).dport == reply_key.sport },
+        None => false,
+    }
+}
+
+macro_rules! subprogram {
+    ($name:ident, $family:ty) => {
+        /// Verified by itself, with its own stack.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $name(skb: *mut __sk_buff, key: *const FlowKey<$family>, found: *mut Flow<$family>, seen: u32) -> u32 {
+            if key.is_null() || found.is_null() {
+                return Outcome::DropHelper as u32;
+            }
+            // SAFETY: not null, and the verifier checks the caller's memory against the types' sizes.
+            let (key, found) = unsafe { (&*key, &mut *found) };
+            half_open::<$family>(&Skb::new(skb), key, found, Seen::from_bits(seen)) as u32
+        }
+    };
+}
+
+subprogram!(half_open_v4, V4);
+subprogram!(half_open_v6, V6);
+
+/// [`half_open`] of a family, as a global subprogram.
+pub(crate) trait HalfOpen: Maps {
+    fn half_open(skb: &Skb, key: &FlowKey<Self>, found: &mut Flow<Self>, seen: Seen) -> Outcome;
+}
+
+macro_rules! dispatch {
+    ($family:ty, $name:ident) => {
+        impl HalfOpen for $family {
+            #[inline(always)]
+            fn half_open(skb: &Skb, key: &FlowKey<Self>, found: &mut Flow<Self>, seen: Seen) -> Outcome {
+                Seen::outcome($name(skb.as_ptr(), key, found, seen.bits()))
+            }
+        }
+    };
+}
+
+dispatch!(V4, half_open_v4);
+dispatch!(V6, half_open_v6);

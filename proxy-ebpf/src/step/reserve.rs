@@ -1,0 +1,76 @@
+//! Tuples are reserved, never shared: the reply's tuple belongs to one flow over `NEW` and `FLOWS` together.
+
+use proxy_common::abi::{Flow, FlowKey};
+
+use super::flow;
+use crate::maps::{self, Maps};
+
+/// What asking for a tuple gave.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reservation {
+    /// It is ours from now on.
+    Fresh,
+    /// It was ours already: a further packet of a half-open flow.
+    Ours,
+    /// It belongs to another live flow.
+    Taken,
+    /// The table has no room.
+    Full,
+}
+
+/// Asks for the reply's tuple.
+#[inline(always)]
+pub(crate) fn reply<F: Maps>(key: &FlowKey<F>, value: &Flow<F>) -> Reservation {
+    if let Some(entry) = F::flows().get_ptr(key) {
+        // SAFETY: the map's element; each field is read once.
+        let held = unsafe { &*entry };
+        if leads_to_same(held, value) {
+            // Its owner entry is missing, or we would not have come here: the reply makes it anew.
+            maps::forget(key);
+        } else if is_live(key, held) {
+            return Reservation::Taken;
+        } else {
+            flow::remove(key, held);
+        }
+    }
+    match F::new_flows().insert(key, value, maps::NOEXIST) {
+        Ok(()) => Reservation::Fresh,
+        Err(maps::EXISTS) => half_open(key, value),
+        Err(_) => Reservation::Full,
+    }
+}
+
+#[inline(always)]
+fn half_open<F: Maps>(key: &FlowKey<F>, value: &Flow<F>) -> Reservation {
+    let Some(entry) = F::new_flows().get_ptr(key) else { return Reservation::Taken };
+    // SAFETY: the map's element; each field is read once.
+    let held = unsafe { &*entry };
+    let ours = leads_to_same(held, value);
+    if ours && held.flags == value.flags && held.last_seen_secs == value.last_seen_secs {
+        return Reservation::Ours;
+    }
+    if !ours && !flow::is_stale(held.last_seen_secs) {
+        return Reservation::Taken;
+    }
+    match F::new_flows().insert(key, value, maps::ANY) {
+        Ok(()) if ours => Reservation::Ours,
+        Ok(()) => Reservation::Fresh,
+        Err(_) => Reservation::Full,
+    }
+}
+
+/// True if both give the reply to the same client under the same Service address.
+#[inline(always)]
+fn leads_to_same<F: Maps>(a: &Flow<F>, b: &Flow<F>) -> bool {
+    a.src == b.src && a.dst == b.dst && a.sport == b.sport && a.dport == b.dport
+}
+
+/// True if the flow of a confirmed reply entry is still open.
+#[inline(always)]
+pub(crate) fn is_live<F: Maps>(key: &FlowKey<F>, reply: &Flow<F>) -> bool {
+    match F::flows().get_ptr(reply.partner_key(key)) {
+        // SAFETY: the map's element; each field is read once.
+        Some(owner) => unsafe { !(*owner).is_closed() },
+        None => false,
+    }
+}

@@ -1,0 +1,120 @@
+//! How a request reaches its endpoint: by the stack, over the client's own bridge, back to the client itself, or from
+//! a process of the node past the route that the Service's address has.
+
+use proxy_common::Outcome;
+use proxy_common::abi::{Config, Device, Direction, Flow, FlowKey, Role};
+use proxy_common::{V4, V6};
+
+use crate::config;
+use crate::ctx::tc::{Fib, Skb};
+use crate::maps::{self, Maps};
+
+/// The loopback device's index in every network namespace.
+const LOOPBACK: u32 = 1;
+
+/// Completes the owner entry: flags, device, MAC, and the source where it changes.
+#[inline(always)]
+pub(crate) fn request<F: Source>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>) -> Result<(), Outcome> {
+    if key.dir == Direction::Out as u8 {
+        return from_node(skb, key, found);
+    }
+    if found.dst == key.src {
+        return to_itself(skb, found);
+    }
+    if let Some(device) = maps::device(skb.ifindex())
+        && device.role == Role::BridgePort as u8
+    {
+        over_bridge(skb, found, device.master);
+    }
+    Ok(())
+}
+
+/// The endpoint is the client: full translation here, and back out of the device it came from. The source becomes the
+/// node's address on that device, as after kube-proxy's masquerade (rule 74).
+#[inline(always)]
+fn to_itself<F: Source>(skb: &Skb, found: &mut Flow<F>) -> Result<(), Outcome> {
+    let device = maps::device(skb.ifindex()).ok_or(Outcome::DropNoRoute)?;
+    let source = F::source(device);
+    if source == F::UNSPECIFIED {
+        return Err(Outcome::DropNoRoute);
+    }
+    found.src = source;
+    found.flags |= Flow::<F>::HAIRPIN;
+    found.ifindex = skb.ifindex();
+    Ok(())
+}
+
+/// If the endpoint is on the client's own bridge, the packet takes the way of a direct one: by MAC, not through the
+/// router.
+#[inline(always)]
+fn over_bridge<F: Source>(skb: &Skb, found: &mut Flow<F>, bridge: u32) {
+    let mut fib = Fib::new::<F>(bridge, &found.src, &found.dst);
+    let result = skb.route(&mut fib, 0);
+    if fib.ifindex != bridge {
+        return;
+    }
+    match result {
+        Fib::SUCCESS => found.next_mac = fib.dmac,
+        // The stack routes this one and asks for the neighbour; the next packet finds it.
+        Fib::NO_NEIGHBOUR => found.next_mac = [0; 6],
+        _ => return,
+    }
+    found.flags |= Flow::<F>::BRIDGED;
+    found.ifindex = bridge;
+}
+
+/// A process of the node: the stack has routed the packet to the Service's address; ask where the endpoint is.
+#[inline(always)]
+fn from_node<F: Source>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>) -> Result<(), Outcome> {
+    let knows_source = config::get().is_some_and(|c| c.flags & Config::FIB_SOURCE != 0);
+    let mut fib = Fib::new::<F>(LOOPBACK, &F::UNSPECIFIED, &found.dst);
+    match skb.route(&mut fib, if knows_source { Fib::SOURCE } else { 0 }) {
+        Fib::SUCCESS | Fib::NO_NEIGHBOUR => {}
+        Fib::NOT_FORWARDED => return to_node(skb, key, found),
+        _ => return Err(Outcome::DropNoRoute),
+    }
+    let source = if knows_source { fib.source::<F>() } else { preferred::<F>(fib.ifindex) };
+    if source != F::UNSPECIFIED {
+        found.src = source;
+    }
+    // Both entries are stored: the reply alone does not tell by which device the request left.
+    found.flags |= Flow::<F>::REDIRECT | Flow::<F>::PINNED;
+    found.ifindex = fib.ifindex;
+    Ok(())
+}
+
+/// The endpoint is a process of the node as well. Over loopback its reply would never meet us; so the request arrives
+/// from the Service's address at the device whose route leads there, and the reply leaves by it.
+#[inline(always)]
+fn to_node<F: Source>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>) -> Result<(), Outcome> {
+    let device = maps::device(skb.ifindex()).ok_or(Outcome::DropNoRoute)?;
+    found.src = key.dst;
+    found.flags |= Flow::<F>::REINJECT | Flow::<F>::HAIRPIN;
+    found.ifindex = skb.ifindex();
+    found.entry_mac = device.mac;
+    Ok(())
+}
+
+#[inline(always)]
+fn preferred<F: Source>(ifindex: u32) -> F::Addr {
+    maps::device(ifindex).map_or(F::UNSPECIFIED, F::source)
+}
+
+/// A device's preferred source address.
+pub(crate) trait Source: Maps {
+    fn source(device: &Device) -> Self::Addr;
+}
+
+impl Source for V4 {
+    #[inline(always)]
+    fn source(device: &Device) -> Self::Addr {
+        device.source_v4
+    }
+}
+
+impl Source for V6 {
+    #[inline(always)]
+    fn source(device: &Device) -> Self::Addr {
+        device.source_v6
+    }
+}

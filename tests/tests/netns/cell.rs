@@ -1,0 +1,279 @@
+//! The cells of the matrix, the cluster that the cases of a cell share, and what every case needs of it.
+
+use std::{
+    cell::Cell as Counter,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use fairlead_lab::{
+    Agent, AgentOptions, Answer, Ask, Attempt, Capture, Lab, LabConfig, Manifests, Namespace, Netfilter, Proto, Server,
+    ServiceSpec, Shape, capture, manifest::EndpointSpec, topology::UPLINK,
+};
+
+/// Every pod, and the external host's remote pods, answer here.
+pub(crate) const TARGET: u16 = 8080;
+/// How long a change may take until it is an error, not slowness: a loaded machine of two cores.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
+/// A refusal must be heard within this.
+pub(crate) const PROMPT: Duration = Duration::from_millis(100);
+
+/// A CNI shape and what netfilter does in the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cell {
+    pub(crate) name: &'static str,
+    pub(crate) shape: Shape,
+    pub(crate) netfilter: Netfilter,
+}
+
+const fn cell(name: &'static str, shape: Shape, netfilter: Netfilter) -> Cell {
+    Cell { name, shape, netfilter }
+}
+
+const BRIDGE: Shape = Shape::Bridge { br_netfilter: false };
+const BRIDGE_NF: Shape = Shape::Bridge { br_netfilter: true };
+
+const CELLS: [Cell; 9] = [
+    cell("routed_plain", Shape::Routed, Netfilter::None),
+    cell("routed_conntrack", Shape::Routed, Netfilter::Conntrack),
+    cell("routed_invalid_drop", Shape::Routed, Netfilter::InvalidDrop),
+    cell("bridge_plain", BRIDGE, Netfilter::None),
+    cell("bridge_conntrack", BRIDGE, Netfilter::Conntrack),
+    cell("bridge_invalid_drop", BRIDGE, Netfilter::InvalidDrop),
+    cell("bridge_nf_plain", BRIDGE_NF, Netfilter::None),
+    cell("bridge_nf_conntrack", BRIDGE_NF, Netfilter::Conntrack),
+    cell("bridge_nf_invalid_drop", BRIDGE_NF, Netfilter::InvalidDrop),
+];
+
+/// The shared clusters, one a cell, made when first needed. A case that panics leaves its cluster to the next one.
+static SHARED: [Mutex<Option<Cluster>>; CELLS.len()] = [const { Mutex::new(None) }; CELLS.len()];
+
+/// The combination that a case runs for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Combo {
+    pub(crate) v6: bool,
+    pub(crate) proto: Proto,
+}
+
+impl Combo {
+    /// Both families, both transports.
+    pub(crate) const ALL: [Self; 4] = [
+        Self { v6: false, proto: Proto::Tcp },
+        Self { v6: false, proto: Proto::Udp },
+        Self { v6: true, proto: Proto::Tcp },
+        Self { v6: true, proto: Proto::Udp },
+    ];
+}
+
+impl Cell {
+    /// The cell of this name.
+    pub(crate) fn named(name: &str) -> Self {
+        CELLS.into_iter().find(|cell| cell.name == name).unwrap_or_else(|| panic!("no cell is called {name}"))
+    }
+
+    /// Runs a case on the cell's shared cluster for every combination; failures are collected and named.
+    pub(crate) fn run(self, case: fn(&Cluster, Combo) -> Result<()>) {
+        let place = CELLS.iter().position(|cell| *cell == self).expect("every cell is in the table");
+        let mut shared = SHARED[place].lock().unwrap_or_else(PoisonError::into_inner);
+        // An agent that died in an earlier case fails that case; the others get a new one.
+        if shared
+            .as_ref()
+            .is_some_and(|cluster| !cluster.agent.lock().unwrap_or_else(PoisonError::into_inner).is_running())
+        {
+            *shared = None;
+        }
+        if shared.is_none() {
+            *shared = Some(Cluster::own(self, AgentOptions::default()));
+        }
+        let cluster = shared.as_ref().expect("it was made above");
+        let mut failures = Vec::new();
+        for combo in Combo::ALL {
+            if let Err(error) = case(cluster, combo) {
+                let family = if combo.v6 { "IPv6" } else { "IPv4" };
+                failures.push(format!("[{} {family} {}] {error:#}", self.name, combo.proto));
+            }
+        }
+        assert!(failures.is_empty(), "\n{}\n{}", failures.join("\n"), cluster.agent_log_tail());
+    }
+}
+
+/// A lab with an agent and servers: every server pod, and two "pods of another node" behind the external host.
+pub(crate) struct Cluster {
+    pub(crate) cell: Cell,
+    /// Dropped before the lab, so that it can still clean up in its namespace.
+    pub(crate) agent: Mutex<Agent>,
+    pub(crate) manifests: Manifests,
+    _servers: Vec<Server>,
+    pub(crate) lab: Lab,
+    next: Counter<u16>,
+}
+
+// Behind a mutex a cluster has one user at a time; the counter is its only part that is not Sync.
+impl Cluster {
+    /// A cluster of the caller's own. Panics when it cannot be built: then there is nothing to test.
+    pub(crate) fn own(cell: Cell, options: AgentOptions) -> Self {
+        Self::build(cell, options).unwrap_or_else(|error| panic!("[{}] {error:#}", cell.name))
+    }
+
+    fn build(cell: Cell, options: AgentOptions) -> Result<Self> {
+        let lab = Lab::new(LabConfig::new(cell.shape, cell.netfilter))?;
+        let mut servers = Vec::new();
+        for pod in &lab.pods {
+            servers.push(Server::both(
+                &pod.ns,
+                &pod.name,
+                &[false, true].map(|v6| SocketAddr::new(pod.ip(v6), TARGET)),
+            )?);
+        }
+        for (n, name) in ["remote-0", "remote-1"].into_iter().enumerate() {
+            let addrs = [false, true].map(|v6| SocketAddr::new(Lab::remote_pods(v6)[n], TARGET));
+            servers.push(Server::both(&lab.ext.ns, name, &addrs)?);
+        }
+        let agent = Agent::start(&lab, options)?;
+        let manifests = agent.manifests.clone();
+        Ok(Self { cell, agent: Mutex::new(agent), manifests, _servers: servers, lab, next: Counter::new(0) })
+    }
+
+    /// A Service of the test's own, dual stack, TCP and UDP port 80. It is deleted when the handle is dropped.
+    pub(crate) fn service(&self, what: &str) -> Service<'_> {
+        self.service_on(what, None)
+    }
+
+    /// The same with a NodePort and `externalTrafficPolicy: Local`.
+    pub(crate) fn node_port_service(&self, what: &str) -> Service<'_> {
+        self.service_on(what, Some(30_000 + self.next.get()))
+    }
+
+    fn service_on(&self, what: &str, node_port: Option<u16>) -> Service<'_> {
+        let n = self.next.get() + 1;
+        self.next.set(n);
+        let [high, low] = (256 + n).to_be_bytes();
+        let vips: [IpAddr; 2] =
+            [Ipv4Addr::new(10, 96, high, low).into(), Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 256 + n).into()];
+        let mut spec = ServiceSpec::both(&format!("{what}-{n}"), &vips, 80, TARGET);
+        if let Some(port) = node_port {
+            spec = spec.node_port_local(port);
+        }
+        Service { cluster: self, spec }
+    }
+
+    /// The address of a server pod.
+    pub(crate) fn pod_ip(&self, n: usize, v6: bool) -> IpAddr {
+        self.lab.pods[n].ip(v6)
+    }
+
+    /// The last lines of the agent's log.
+    pub(crate) fn agent_log_tail(&self) -> String {
+        let log = self.agent.lock().unwrap_or_else(PoisonError::into_inner).log_text();
+        let lines: Vec<_> = log.lines().collect();
+        format!("the agent's last words:\n{}", lines[lines.len().saturating_sub(12)..].join("\n"))
+    }
+
+    /// What passes the external host's device while `f` runs must hold no packet to a Service address from the node:
+    /// a VIP never leaks to the wire.
+    pub(crate) fn without_leak<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
+        let wire = Capture::start(&self.lab.ext.ns, UPLINK)?;
+        let result = f()?;
+        let leaked: Vec<_> =
+            wire.stop().into_iter().filter(|packet| !packet.outgoing && is_service_ip(packet.dst)).collect();
+        ensure!(leaked.is_empty(), "a Service address left the node by its uplink:\n{}", capture::show(&leaked));
+        Ok(result)
+    }
+}
+
+fn is_service_ip(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.octets()[..2] == [10, 96],
+        IpAddr::V6(ip) => ip.segments()[..3] == [0xfd00, 0x10, 0x96],
+    }
+}
+
+/// A Service of one test.
+pub(crate) struct Service<'a> {
+    cluster: &'a Cluster,
+    pub(crate) spec: ServiceSpec,
+}
+
+impl Service<'_> {
+    /// Where it answers.
+    pub(crate) fn vip(&self, v6: bool) -> SocketAddr {
+        self.spec.vip(v6).expect("Services of this tier have both families")
+    }
+
+    /// Its NodePort on the node's uplink address.
+    pub(crate) fn node_port(&self, v6: bool) -> SocketAddr {
+        let port = self.spec.ports[0].node_port.expect("a NodePort Service");
+        SocketAddr::new(self.cluster.lab.node.ip(v6), port)
+    }
+
+    /// Server pods as endpoints of this node.
+    pub(crate) fn pods(&self, pods: &[usize]) -> Vec<EndpointSpec> {
+        let both = |n: &usize| [false, true].map(|v6| EndpointSpec::here(self.cluster.pod_ip(*n, v6)));
+        pods.iter().flat_map(both).collect()
+    }
+
+    /// Endpoints on another node.
+    pub(crate) fn remotes(&self) -> Vec<EndpointSpec> {
+        [false, true].into_iter().flat_map(|v6| Lab::remote_pods(v6).map(EndpointSpec::elsewhere)).collect()
+    }
+
+    /// Writes the Service with these endpoints, and waits until `ask` from `ns` is answered.
+    pub(crate) fn serve(&self, endpoints: &[EndpointSpec], ns: &Namespace, ask: Ask) -> Result<Answer> {
+        self.cluster.manifests.apply(&self.spec, endpoints)?;
+        let what = format!("an answer from {}/{} after the Service was written", ask.to, ask.proto);
+        let attempt = eventually(&what, ns, ask, |attempt| attempt.outcome.answer().is_some())?;
+        attempt.outcome.answer().cloned().context("an answer")
+    }
+
+    /// Rewrites its endpoints.
+    pub(crate) fn endpoints(&self, endpoints: &[EndpointSpec]) -> Result<()> {
+        self.cluster.manifests.endpoints(&self.spec, endpoints)
+    }
+
+    /// Deletes it now.
+    pub(crate) fn delete(&self) -> Result<()> {
+        self.cluster.manifests.delete(&self.spec)
+    }
+}
+
+impl Drop for Service<'_> {
+    fn drop(&mut self) {
+        // Already deleted by the test, or never written.
+        self.delete().ok();
+    }
+}
+
+/// Asks with fresh ports until the attempt is as wanted.
+pub(crate) fn eventually(what: &str, ns: &Namespace, ask: Ask, wanted: impl Fn(&Attempt) -> bool) -> Result<Attempt> {
+    let ask = ask.timeout(Duration::from_millis(100));
+    let start = Instant::now();
+    loop {
+        let attempt = ask.once(ns)?;
+        if wanted(&attempt) {
+            return Ok(attempt);
+        }
+        if start.elapsed() > PATIENCE {
+            bail!("{what}: not within {PATIENCE:?}; the last attempt: {attempt}");
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// One question that must be answered without a lost packet in between.
+pub(crate) fn answered(ns: &Namespace, ask: Ask) -> Result<Answer> {
+    let attempt = ask.once(ns)?;
+    match attempt.outcome.answer() {
+        Some(answer) if attempt.elapsed < Duration::from_millis(500) => Ok(answer.clone()),
+        _ => bail!("{} → {}/{}: {attempt}", ns.name(), ask.to, ask.proto),
+    }
+}
+
+/// One question that must be refused, promptly.
+pub(crate) fn refused(ns: &Namespace, ask: Ask) -> Result<()> {
+    let attempt = ask.once(ns)?;
+    let fits = attempt.outcome == fairlead_lab::Outcome::Refused && attempt.elapsed < PROMPT;
+    ensure!(fits, "{} → {}/{}: expected a refusal within {PROMPT:?}, got {attempt}", ns.name(), ask.to, ask.proto);
+    Ok(())
+}

@@ -1,0 +1,127 @@
+//! ClusterIPs: from pods, from the node's own processes, from outside through the node as a router.
+
+use std::{collections::BTreeSet, net::SocketAddr};
+
+use anyhow::{Result, ensure};
+use fairlead_lab::{Ask, Lab};
+
+use crate::cell::{Cluster, Combo, TARGET, answered};
+
+matrix! {
+    a_pod_reaches_the_endpoints_on_its_node,
+    a_pod_reaches_remote_endpoints,
+    a_pod_reaches_itself_and_sees_another_source,
+    a_node_process_reaches_local_endpoints,
+    a_node_process_reaches_remote_endpoints,
+    an_external_host_reaches_a_cluster_ip_through_the_node,
+}
+
+/// Enough questions that a fair choice between two leaves one of them out once in 2^63 runs.
+const MANY: usize = 64;
+
+fn a_pod_reaches_the_endpoints_on_its_node(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+    let (service, client) = (cluster.service("local"), &cluster.lab.client);
+    let ask = Ask::new(proto, service.vip(v6));
+    cluster.without_leak(|| {
+        service.serve(&service.pods(&[0, 1]), &client.ns, ask)?;
+        let mut servers = BTreeSet::new();
+        for _ in 0..MANY {
+            let answer = answered(&client.ns, ask)?;
+            ensure!(
+                answer.peer.ip() == client.ip(v6),
+                "{} saw {} in place of the client's address",
+                answer.server,
+                answer.peer
+            );
+            servers.insert(answer.server);
+        }
+        ensure!(servers.iter().eq(["pod-a", "pod-b"]), "{MANY} requests were answered by {servers:?}");
+        Ok(())
+    })
+}
+
+fn a_pod_reaches_remote_endpoints(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+    let (service, client) = (cluster.service("remote"), &cluster.lab.client);
+    let ask = Ask::new(proto, service.vip(v6));
+    cluster.without_leak(|| {
+        service.serve(&service.remotes(), &client.ns, ask)?;
+        let mut servers = BTreeSet::new();
+        for _ in 0..MANY {
+            let answer = answered(&client.ns, ask)?;
+            ensure!(
+                answer.peer.ip() == client.ip(v6),
+                "{} saw {} in place of the client's address",
+                answer.server,
+                answer.peer
+            );
+            servers.insert(answer.server);
+        }
+        ensure!(servers.iter().eq(["remote-0", "remote-1"]), "{MANY} requests were answered by {servers:?}");
+        Ok(())
+    })
+}
+
+/// kube-proxy decision 5: a pod that is its own endpoint must not see its own address as the client's, because it
+/// would answer past the proxy. What it sees is an address of the node, as under kube-proxy.
+fn a_pod_reaches_itself_and_sees_another_source(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+    let (service, pod) = (cluster.service("hairpin"), &cluster.lab.pods[0]);
+    let ask = Ask::new(proto, service.vip(v6));
+    service.serve(&service.pods(&[0]), &pod.ns, ask)?;
+    for _ in 0..3 {
+        let answer = answered(&pod.ns, ask)?;
+        ensure!(answer.server == "pod-a" && answer.peer.ip() != pod.ip(v6), "pod-a saw {} as its client", answer.peer);
+    }
+    Ok(())
+}
+
+fn a_node_process_reaches_local_endpoints(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+    let (service, node) = (cluster.service("node-local"), &cluster.lab.node);
+    let ask = Ask::new(proto, service.vip(v6));
+    cluster.without_leak(|| {
+        service.serve(&service.pods(&[0]), &node.ns, ask)?;
+        let direct = answered(&node.ns, Ask::new(proto, SocketAddr::new(cluster.pod_ip(0, v6), TARGET)))?;
+        for _ in 0..MANY {
+            let answer = answered(&node.ns, ask)?;
+            ensure!(
+                answer.server == "pod-a" && answer.peer.ip() == direct.peer.ip(),
+                "{} saw {}; of a direct request it sees {}",
+                answer.server,
+                answer.peer,
+                direct.peer.ip()
+            );
+        }
+        Ok(())
+    })
+}
+
+fn a_node_process_reaches_remote_endpoints(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+    let (service, node) = (cluster.service("node-remote"), &cluster.lab.node);
+    let ask = Ask::new(proto, service.vip(v6));
+    cluster.without_leak(|| {
+        service.serve(&service.remotes(), &node.ns, ask)?;
+        let mut servers = BTreeSet::new();
+        for _ in 0..MANY {
+            let answer = answered(&node.ns, ask)?;
+            ensure!(answer.peer.ip() == node.ip(v6), "{} saw {}", answer.server, answer.peer);
+            servers.insert(answer.server);
+        }
+        ensure!(servers.len() == 2, "{MANY} requests were answered by {servers:?}");
+        Ok(())
+    })
+}
+
+fn an_external_host_reaches_a_cluster_ip_through_the_node(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+    let (service, ext) = (cluster.service("routed"), &cluster.lab.ext);
+    for outside in Lab::external_clients(v6).into_iter().chain([ext.ip(v6)]) {
+        let ask = Ask::new(proto, service.vip(v6)).from(SocketAddr::new(outside, 0));
+        service.serve(&service.pods(&[0, 1]), &ext.ns, ask)?;
+        let mut servers = BTreeSet::new();
+        for _ in 0..MANY {
+            let answer = answered(&ext.ns, ask)?;
+            ensure!(answer.peer.ip() == outside, "{} saw {}, not {outside}", answer.server, answer.peer);
+            servers.insert(answer.server);
+        }
+        ensure!(servers.len() == 2, "{MANY} requests were answered by {servers:?}");
+    }
+    Ok(())
+}

@@ -1,0 +1,208 @@
+//! Direct-path equivalence: what a capture and connection tracking show of VIP traffic is what they show of the
+//! client's own direct traffic to that endpoint. Addresses, MACs, TTL, TOS, conntrack's tuples; no packet of state
+//! INVALID, no ICMP redirect.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use fairlead_lab::{
+    Ask, Capture, Host, Lab, Proto, capture, conntrack,
+    packet::{L4, Packet, RST, SYN},
+};
+
+use crate::cell::{Cluster, Combo, TARGET};
+
+matrix! {
+    a_pods_traffic_equals_direct_traffic,
+    a_pods_traffic_to_a_remote_endpoint_equals_direct_traffic,
+    a_routed_clients_traffic_equals_direct_traffic,
+    a_node_port_clients_traffic_equals_direct_traffic,
+    a_node_processs_traffic_equals_direct_traffic_at_the_endpoint,
+}
+
+/// What one exchange looked like, with the client's port left out.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    /// Distinct packets at the endpoint's device, both ways.
+    at_endpoint: BTreeSet<String>,
+    /// Distinct packets that came in at the client's device, the VIP read as the endpoint.
+    at_client: BTreeSet<String>,
+    /// The node's connection tracking entries.
+    tracked: BTreeSet<String>,
+}
+
+/// One side of an exchange: where it is observed, by which device.
+struct Party<'a> {
+    host: &'a Host,
+    device: &'a str,
+}
+
+fn shown(packet: &Packet, client: SocketAddr, from: SocketAddr, to: SocketAddr) -> Option<String> {
+    let (src, dst) = packet.sockets()?;
+    let name = |addr: SocketAddr| match addr {
+        _ if addr == client => Some(format!("{}:*", client.ip())),
+        _ if addr == from => Some(to.to_string()),
+        _ if addr == to => Some(to.to_string()),
+        _ => None,
+    };
+    let flags = match packet.l4 {
+        L4::Tcp { flags, .. } => format!(" syn={} rst={}", flags & SYN != 0, flags & RST != 0),
+        _ => String::new(),
+    };
+    let way = if packet.outgoing { "out" } else { "in" };
+    Some(format!(
+        "{way} {:?}>{:?} {} > {} ttl {} tos {}{flags}",
+        packet.eth_src,
+        packet.eth_dst,
+        name(src)?,
+        name(dst)?,
+        packet.ttl,
+        packet.tos
+    ))
+}
+
+/// One conversation of several requests, observed on both sides and in the node.
+fn observe(cluster: &Cluster, ask: Ask, client: &Party<'_>, endpoint: &Party<'_>, server: SocketAddr) -> Result<Seen> {
+    // A first conversation leaves neighbours resolved, as they are on a node in service.
+    let mut warm = ask.open(&client.host.ns)?.map_err(|outcome| anyhow::anyhow!("{}: {outcome}", ask.to))?;
+    warm.ask().outcome.answer().with_context(|| format!("first answer from {}", ask.to))?;
+    warm.abort();
+    let before = cluster.lab.invalid_packets()?;
+    let captures =
+        [Capture::start(&endpoint.host.ns, endpoint.device)?, Capture::start(&client.host.ns, client.device)?];
+    let mut conversation = ask.open(&client.host.ns)?.map_err(|outcome| anyhow::anyhow!("{}: {outcome}", ask.to))?;
+    let mut source = conversation.local()?;
+    for round in 0..3 {
+        let attempt = conversation.ask();
+        let answer = attempt.outcome.answer().with_context(|| format!("{} request {round}: {attempt}", ask.to))?;
+        // A node process may be seen with another source than its socket has; then that is the client's address.
+        source = answer.peer;
+    }
+    let tracked = entries(cluster, source)?;
+    drop(conversation);
+    let [at_endpoint, at_client] = captures.map(Capture::stop);
+    let redirects: Vec<_> = at_client.iter().filter(|packet| packet.is_redirect()).collect();
+    ensure!(redirects.is_empty(), "{}: the client got ICMP redirects:\n{}", ask.to, capture::show(redirects));
+    let after = cluster.lab.invalid_packets()?;
+    ensure!(
+        after == before,
+        "{}: netfilter saw {} INVALID packets; at the endpoint:\n{}at the client:\n{}",
+        ask.to,
+        after - before,
+        capture::show(&at_endpoint),
+        capture::show(&at_client)
+    );
+    let lines = |packets: &[Packet], keep: fn(&Packet) -> bool| -> BTreeSet<String> {
+        packets
+            .iter()
+            .filter(|packet| keep(packet))
+            .filter_map(|packet| shown(packet, source, ask.to, server))
+            .collect()
+    };
+    Ok(Seen {
+        at_endpoint: lines(&at_endpoint, |_| true),
+        at_client: lines(&at_client, |packet| !packet.outgoing),
+        tracked,
+    })
+}
+
+/// The entries of one client address and port; timers left out.
+fn entries(cluster: &Cluster, client: SocketAddr) -> Result<BTreeSet<String>> {
+    let port = |addr: SocketAddr| if addr == client { format!("{}:*", addr.ip()) } else { addr.to_string() };
+    let own = |entry: &conntrack::Entry| entry.original.src == client || entry.reply.dst == client;
+    let listed = conntrack::list(&cluster.lab.node.ns)?;
+    Ok(listed
+        .iter()
+        .filter(|entry| own(entry))
+        .map(|entry| {
+            format!(
+                "{} {} {} > {}, reply {} > {}, assured {}, unreplied {}",
+                entry.proto,
+                entry.state,
+                port(entry.original.src),
+                port(entry.original.dst),
+                port(entry.reply.src),
+                port(entry.reply.dst),
+                entry.assured,
+                entry.unreplied
+            )
+        })
+        .collect())
+}
+
+fn compare(what: &str, vip: &BTreeSet<String>, direct: &BTreeSet<String>) -> Result<()> {
+    let list = |set: &BTreeSet<String>| set.iter().map(|line| format!("    {line}\n")).collect::<String>();
+    ensure!(vip == direct, "{what} differ; by the Service:\n{}directly:\n{}", list(vip), list(direct));
+    Ok(())
+}
+
+/// Observes both ways to the endpoint and compares everything.
+fn equal(cluster: &Cluster, vip: Ask, server: SocketAddr, client: &Party<'_>, endpoint: &Party<'_>) -> Result<()> {
+    let direct = observe(cluster, Ask { to: server, ..vip }, client, endpoint, server)?;
+    ensure!(!direct.at_endpoint.is_empty() && !direct.at_client.is_empty(), "nothing was captured of direct traffic");
+    let seen = observe(cluster, vip, client, endpoint, server)?;
+    compare("packets at the endpoint", &seen.at_endpoint, &direct.at_endpoint)?;
+    compare("packets at the client", &seen.at_client, &direct.at_client)?;
+    compare("connection tracking entries", &seen.tracked, &direct.tracked)
+}
+
+fn a_pods_traffic_equals_direct_traffic(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+    let (service, client, pod) = (cluster.service("equal"), &cluster.lab.client, &cluster.lab.pods[0]);
+    let ask = Ask::new(proto, service.vip(v6));
+    service.serve(&service.pods(&[0]), &client.ns, ask)?;
+    let server = SocketAddr::new(pod.ip(v6), TARGET);
+    equal(cluster, ask, server, &Party { host: client, device: "eth0" }, &Party { host: pod, device: "eth0" })
+}
+
+fn a_pods_traffic_to_a_remote_endpoint_equals_direct_traffic(
+    cluster: &Cluster,
+    Combo { v6, proto }: Combo,
+) -> Result<()> {
+    let (service, client, ext) = (cluster.service("equal-remote"), &cluster.lab.client, &cluster.lab.ext);
+    let ask = Ask::new(proto, service.vip(v6));
+    let remote = &service.remotes()[if v6 { 2 } else { 0 }];
+    service.serve(std::slice::from_ref(remote), &client.ns, ask)?;
+    let server = SocketAddr::new(remote.ip, TARGET);
+    equal(cluster, ask, server, &Party { host: client, device: "eth0" }, &Party { host: ext, device: "eth0" })
+}
+
+fn from_outside(v6: bool, proto: Proto, to: SocketAddr) -> Ask {
+    let outside: IpAddr = Lab::external_clients(v6)[0];
+    Ask::new(proto, to).from(SocketAddr::new(outside, 0))
+}
+
+fn a_routed_clients_traffic_equals_direct_traffic(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+    let (service, ext, pod) = (cluster.service("equal-ext"), &cluster.lab.ext, &cluster.lab.pods[0]);
+    let ask = from_outside(v6, proto, service.vip(v6));
+    service.serve(&service.pods(&[0]), &ext.ns, ask)?;
+    let server = SocketAddr::new(pod.ip(v6), TARGET);
+    equal(cluster, ask, server, &Party { host: ext, device: "eth0" }, &Party { host: pod, device: "eth0" })
+}
+
+fn a_node_port_clients_traffic_equals_direct_traffic(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+    let (service, ext, pod) = (cluster.node_port_service("equal-np"), &cluster.lab.ext, &cluster.lab.pods[0]);
+    let ask = from_outside(v6, proto, service.node_port(v6));
+    service.serve(&service.pods(&[0]), &ext.ns, ask)?;
+    let server = SocketAddr::new(pod.ip(v6), TARGET);
+    equal(cluster, ask, server, &Party { host: ext, device: "eth0" }, &Party { host: pod, device: "eth0" })
+}
+
+/// A node process has its socket, and conntrack its entry, before any tc hook: there the VIP is what they know. What
+/// reaches the endpoint is compared, and that nothing is INVALID on the way.
+fn a_node_processs_traffic_equals_direct_traffic_at_the_endpoint(
+    cluster: &Cluster,
+    Combo { v6, proto }: Combo,
+) -> Result<()> {
+    let (service, node, pod) = (cluster.service("equal-node"), &cluster.lab.node, &cluster.lab.pods[0]);
+    let ask = Ask::new(proto, service.vip(v6));
+    service.serve(&service.pods(&[0]), &node.ns, ask)?;
+    let server = SocketAddr::new(pod.ip(v6), TARGET);
+    let (client, endpoint) = (Party { host: node, device: &pod.node_device }, Party { host: pod, device: "eth0" });
+    let direct = observe(cluster, Ask { to: server, ..ask }, &client, &endpoint, server)?;
+    let seen = observe(cluster, ask, &client, &endpoint, server)?;
+    ensure!(!direct.at_endpoint.is_empty(), "nothing was captured of direct traffic");
+    compare("packets at the endpoint", &seen.at_endpoint, &direct.at_endpoint)
+}

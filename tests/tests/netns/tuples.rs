@@ -1,0 +1,54 @@
+//! One client port, several destinations that are the same endpoint: tuples are never shared.
+
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicU16, Ordering},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use fairlead_lab::{Ask, Conversation};
+
+use crate::cell::{Cluster, Combo, TARGET};
+
+matrix! { one_client_port_reaches_one_endpoint_by_two_vips_and_directly }
+
+/// Linux gives one source port to several destinations, and resolvers send one socket's queries to several name
+/// servers; behind both may be the same endpoint.
+fn one_client_port_reaches_one_endpoint_by_two_vips_and_directly(
+    cluster: &Cluster,
+    Combo { v6, proto }: Combo,
+) -> Result<()> {
+    static NEXT_PORT: AtomicU16 = AtomicU16::new(20_000);
+    let client = &cluster.lab.client.ns;
+    let services = [cluster.service("first"), cluster.service("second")];
+    for service in &services {
+        service.serve(&service.pods(&[0]), client, Ask::new(proto, service.vip(v6)))?;
+    }
+    let direct = SocketAddr::new(cluster.pod_ip(0, v6), TARGET);
+    let [one, two] = [services[0].vip(v6), services[1].vip(v6)];
+    for order in [[one, two, direct], [direct, one, two], [one, direct, two]] {
+        let port = NEXT_PORT.fetch_add(1, Ordering::Relaxed);
+        let mut open: Vec<(SocketAddr, Conversation)> = Vec::new();
+        for to in order {
+            let opened = Ask::new(proto, to).port(port).open(client)?;
+            let mut conversation = opened.map_err(|outcome| anyhow::anyhow!("{outcome}")).with_context(|| {
+                format!("port {port} to {to} after {:?}", open.iter().map(|(to, _)| to).collect::<Vec<_>>())
+            })?;
+            ensure!(conversation.ask().outcome.server() == Some("pod-a"), "port {port} to {to}: first request");
+            open.push((to, conversation));
+        }
+        for round in 0..3 {
+            for (to, conversation) in &mut open {
+                let attempt = conversation.ask();
+                ensure!(
+                    attempt.outcome.server() == Some("pod-a"),
+                    "port {port} to {to}, round {round}, order {order:?}: {attempt}"
+                );
+            }
+        }
+        for (_, conversation) in open {
+            conversation.abort();
+        }
+    }
+    Ok(())
+}

@@ -1,1 +1,3 @@
 //! Fairlead's test tiers and their shared tools.
+
+pub mod controlplane;

@@ -1,0 +1,249 @@
+//! A real Kubernetes API server, with its etcd, inside a network namespace, for as long as a [`ControlPlane`] lives.
+//!
+//! It is the Go program in `tests/controlplane`, built once per state of its sources; where `KUBEBUILDER_ASSETS` names a
+//! folder (the convention of envtest), the `kube-apiserver` and `etcd` found there run instead and Go is not needed.
+//! RBAC is on. Two identities exist: the administrator, for the test itself, and `system:kube-proxy`, for the proxy
+//! under test, which may do what the bootstrap role `system:node-proxier` allows and no more.
+
+use std::{
+    fs::File,
+    io::{BufRead as _, BufReader},
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use fairlead_lab::Namespace;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+mod api;
+mod assets;
+mod build;
+
+pub use api::Api;
+
+/// Where the API server listens: a namespace has its loopback to itself, and a restart must find the same port.
+pub const SERVER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 6443);
+/// The port of etcd, beside it.
+const ETCD_PORT: u16 = 2379;
+/// Ranges that ClusterIPs come from.
+pub const SERVICE_CIDRS: &str = "10.96.0.0/16,fd00:10:96::/108";
+/// A cold start takes three seconds on an idle machine; this bounds it on a busy one.
+const READY_WITHIN: Duration = Duration::from_secs(180);
+/// How long a polite stop may take before it becomes a hard one.
+const STOP_WITHIN: Duration = Duration::from_secs(20);
+
+/// What to run.
+#[derive(Clone, Debug)]
+enum Binaries {
+    /// Our own program: one process.
+    Bundled(PathBuf),
+    /// The folder that `KUBEBUILDER_ASSETS` names: two processes.
+    Assets(PathBuf),
+}
+
+/// A running API server and etcd. Dropping it ends them and removes their data.
+///
+/// The processes end with the thread that started them; start them on a thread that lives as long as they must.
+#[derive(Debug)]
+pub struct ControlPlane {
+    netns: Namespace,
+    binaries: Binaries,
+    // In the order of their start.
+    processes: Vec<Child>,
+    dir: tempfile::TempDir,
+}
+
+/// Why the control plane cannot run here, or nothing where it can: for a tier that says in one line why it was skipped.
+pub fn unavailable() -> Option<String> {
+    binaries().err().map(|error| format!("{error:#}"))
+}
+
+fn binaries() -> Result<Binaries> {
+    match std::env::var_os("KUBEBUILDER_ASSETS") {
+        Some(dir) => {
+            let dir = PathBuf::from(dir);
+            assets::check(&dir)?;
+            Ok(Binaries::Assets(dir))
+        }
+        None => build::binary().map(Binaries::Bundled),
+    }
+}
+
+impl ControlPlane {
+    /// Builds the program if need be, starts it in `netns` and returns once it is ready and ClusterIPs can be allocated.
+    pub fn start(netns: &Namespace) -> Result<Self> {
+        fairlead_lab::janitor::arm()?;
+        let dir = tempfile::Builder::new()
+            // Goes with the process, however that ends: the laboratory removes what carries this name.
+            .prefix(&format!("{}controlplane-", fairlead_lab::janitor::own_prefix()))
+            .tempdir()
+            .context("cannot make a folder for the control plane's data")?;
+        let mut plane = Self { netns: netns.clone(), binaries: binaries()?, processes: Vec::new(), dir };
+        plane.resume()?;
+        Ok(plane)
+    }
+
+    /// The kubeconfig of the administrator.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.dir.path().join("admin.kubeconfig")
+    }
+
+    /// The kubeconfig of user `system:kube-proxy`.
+    pub fn proxy_kubeconfig(&self) -> PathBuf {
+        self.dir.path().join("proxy.kubeconfig")
+    }
+
+    /// A folder that lives as long as the control plane.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A client of the administrator's, inside the namespace.
+    pub fn api(&self) -> Result<Api> {
+        Api::connect(&self.netns, &self.kubeconfig())
+    }
+
+    /// Ends API server and etcd as an operator would, by SIGTERM, and says how long that took.
+    pub fn stop(&mut self) -> Result<Duration> {
+        let began = Instant::now();
+        while let Some(mut process) = self.processes.pop() {
+            kill(pid(&process), Signal::SIGTERM).context("cannot send SIGTERM to the control plane")?;
+            let deadline = Instant::now() + STOP_WITHIN;
+            let status = loop {
+                if let Some(status) = process.try_wait().context("cannot wait for the control plane")? {
+                    break status;
+                }
+                if Instant::now() > deadline {
+                    end(&mut process);
+                    bail!("the control plane did not end within {STOP_WITHIN:?} of SIGTERM{}", self.log_tail());
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            };
+            if !status.success() {
+                bail!("the control plane ended with {status} after SIGTERM{}", self.log_tail());
+            }
+        }
+        Ok(began.elapsed())
+    }
+
+    /// Ends API server and etcd by SIGKILL: connections break without a word.
+    pub fn crash(&mut self) {
+        while let Some(mut process) = self.processes.pop() {
+            end(&mut process);
+        }
+    }
+
+    /// Starts again after [`stop`](Self::stop) or [`crash`](Self::crash), with the same objects, port, keys and tokens.
+    /// The watch cache is new: a watch from a version before the restart is answered with 410 once anything changed.
+    pub fn resume(&mut self) -> Result<()> {
+        match self.binaries.clone() {
+            Binaries::Bundled(program) => self.start_bundled(&program),
+            Binaries::Assets(folder) => {
+                self.processes = assets::start(&folder, &self.netns, self.dir.path(), || self.log())?;
+                Ok(())
+            }
+        }
+        .and_then(|()| self.wait_usable())
+        .with_context(|| {
+            format!("cannot start the control plane in namespace {}{}", self.netns.name(), self.log_tail())
+        })
+    }
+
+    fn start_bundled(&mut self, program: &Path) -> Result<()> {
+        let mut command = self.netns.command(program);
+        command
+            .arg(format!("--data-dir={}", self.dir.path().display()))
+            .arg(format!("--port={}", SERVER.port()))
+            .arg(format!("--etcd-port={ETCD_PORT}"))
+            .arg(format!("--service-cluster-ip-range={SERVICE_CIDRS}"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(self.log()?);
+        let mut process = spawn(&mut command)?;
+        let stdout = process.stdout.take().context("the control plane has no standard output")?;
+        self.processes.push(process);
+        let (said, hear) = mpsc::channel();
+        std::thread::spawn(move || {
+            // Reads on after the ready line, so that nothing the program prints later can block it.
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if line.starts_with("ready ") && said.send(()).is_err() {
+                    break;
+                }
+            }
+        });
+        hear.recv_timeout(READY_WITHIN).map_err(|error| match error {
+            mpsc::RecvTimeoutError::Timeout => anyhow!("it was not ready within {READY_WITHIN:?}"),
+            mpsc::RecvTimeoutError::Disconnected => anyhow!("it ended before it was ready"),
+        })
+    }
+
+    /// Waits until a Service can be created: its own Service, `default/kubernetes`, is the first to get a ClusterIP.
+    fn wait_usable(&mut self) -> Result<()> {
+        let deadline = Instant::now() + READY_WITHIN;
+        let api = self.api()?;
+        loop {
+            let error = match api.get::<k8s_openapi::api::core::v1::Service>("default", "kubernetes") {
+                Ok(_) => return Ok(()),
+                Err(error) => error,
+            };
+            for process in &mut self.processes {
+                if let Some(status) = process.try_wait().context("cannot wait for the control plane")? {
+                    bail!("a process of it ended with {status}");
+                }
+            }
+            if Instant::now() > deadline {
+                return Err(error.context(format!("no Service default/kubernetes within {READY_WITHIN:?}")));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.dir.path().join("controlplane.log")
+    }
+
+    fn log(&self) -> Result<File> {
+        let path = self.log_path();
+        File::options()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .with_context(|| format!("cannot write the control plane's log {}", path.display()))
+    }
+
+    /// The end of the log, as an addition to an error: the folder is gone when the error is read.
+    fn log_tail(&self) -> String {
+        let text = std::fs::read_to_string(self.log_path()).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        let tail = lines[lines.len().saturating_sub(15)..].join("\n");
+        if tail.is_empty() { String::new() } else { format!("; its log ends with:\n{tail}\n") }
+    }
+}
+
+impl Drop for ControlPlane {
+    fn drop(&mut self) {
+        self.crash();
+    }
+}
+
+fn pid(process: &Child) -> Pid {
+    // Process ids are positive and fit: the kernel's own type is i32.
+    Pid::from_raw(process.id().cast_signed())
+}
+
+fn end(process: &mut Child) {
+    // Both fail only for a process that is gone, which is what is wanted.
+    process.kill().ok();
+    process.wait().ok();
+}
+
+fn spawn(command: &mut Command) -> Result<Child> {
+    command.spawn().with_context(|| format!("cannot run {command:?}"))
+}

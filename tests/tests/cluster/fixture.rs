@@ -1,0 +1,187 @@
+//! One cluster: namespaces, servers in its pods, the API server, the agent.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use fairlead_lab::{Ask, Lab, LabConfig, Netfilter, Outcome, Proto, Server, Shape, manifest::NODE_NAME};
+use fairlead_tests::controlplane::{Api, ControlPlane, SERVER};
+use k8s_openapi::api::core::v1::{Node, Service};
+use serde_json::json;
+
+use crate::{agent::Agent, objects, relay::Relay};
+
+/// The port that the pods' servers listen on.
+pub(crate) const TARGET: u16 = 8080;
+/// How long an effect may take to appear where the case measures something else.
+pub(crate) const SOON: Duration = Duration::from_secs(5);
+/// How long an agent that lost the API server may take to be in step again: its backoff counts in.
+pub(crate) const AFTER_BACKOFF: Duration = Duration::from_secs(40);
+
+/// One case at a time, also after one that panicked.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Waits for the turn of this case.
+pub(crate) fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A cluster with a running agent. Fields are dropped in their order: the agent first, its namespaces last.
+pub(crate) struct Cluster {
+    pub(crate) agent: Agent,
+    pub(crate) relay: Relay,
+    pub(crate) api: Api,
+    pub(crate) plane: ControlPlane,
+    _servers: Vec<Server>,
+    pub(crate) lab: Lab,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Cluster {
+    /// A cluster whose agent has done its first sync. It runs as `system:kube-proxy`, with that user's rights only.
+    pub(crate) fn start() -> Self {
+        let turn = turn();
+        let lab = Lab::new(LabConfig::new(Shape::Routed, Netfilter::Conntrack)).unwrap();
+        let servers = lab
+            .pods
+            .iter()
+            .map(|pod| {
+                let addresses = [pod.ip(false), pod.ip(true)].map(|ip| SocketAddr::new(ip, TARGET));
+                Server::both(&pod.ns, &pod.name, &addresses).unwrap()
+            })
+            .collect();
+        let plane = ControlPlane::start(&lab.node.ns).unwrap();
+        let api = plane.api().unwrap();
+        create_node(&api, &lab);
+        let relay = Relay::start(&lab.node.ns, SERVER);
+        let kubeconfig = lab.dir().join("agent.kubeconfig");
+        let text = fs::read_to_string(plane.proxy_kubeconfig()).unwrap();
+        assert!(text.contains(&SERVER.to_string()), "the kubeconfig names another server: {text}");
+        fs::write(&kubeconfig, text.replace(&SERVER.to_string(), &relay.address().to_string())).unwrap();
+        let agent = Agent::start(&lab, &kubeconfig);
+        Self { agent, relay, api, plane, _servers: servers, lab, _turn: turn }
+    }
+
+    /// Creates a dual-stack Service, port 80 over TCP and UDP, and says which ClusterIPs the API server gave it.
+    pub(crate) fn create_service(&self, name: &str) -> Vips {
+        Vips::of(&self.api.create(&objects::service(name)).unwrap())
+    }
+
+    /// Creates the Service's slices, one per family, with these pods as their endpoints.
+    pub(crate) fn create_slices(&self, service: &str, pods: &[&str]) {
+        for v6 in [false, true] {
+            self.api.create(&objects::slice(service, v6, &self.addresses(pods, v6))).unwrap();
+        }
+    }
+
+    /// Gives the Service's slices other endpoints.
+    pub(crate) fn set_endpoints(&self, service: &str, pods: &[&str]) {
+        for v6 in [false, true] {
+            self.api.replace(&objects::slice(service, v6, &self.addresses(pods, v6))).unwrap();
+        }
+    }
+
+    /// The addresses of the pods of these names.
+    pub(crate) fn addresses(&self, pods: &[&str], v6: bool) -> Vec<std::net::IpAddr> {
+        pods.iter().map(|name| self.lab.pod(name).unwrap_or_else(|| panic!("no pod {name}")).ip(v6)).collect()
+    }
+
+    /// Asks once from the client pod.
+    pub(crate) fn ask(&self, proto: Proto, to: SocketAddr) -> Outcome {
+        Ask::new(proto, to).once(&self.lab.client.ns).unwrap().outcome
+    }
+
+    /// Asks from the client pod until the outcome is the wanted one, and says how long that took.
+    pub(crate) fn ask_until(
+        &self,
+        limit: Duration,
+        proto: Proto,
+        to: SocketAddr,
+        wanted: &str,
+        is_wanted: impl Fn(&Outcome) -> bool,
+    ) -> Duration {
+        let began = Instant::now();
+        let ask = Ask::new(proto, to).timeout(Duration::from_millis(200));
+        loop {
+            let outcome = ask.once(&self.lab.client.ns).unwrap().outcome;
+            if is_wanted(&outcome) {
+                return began.elapsed();
+            }
+            assert!(
+                began.elapsed() < limit,
+                "{to}/{proto} is not {wanted} within {limit:?}: the last attempt was {outcome}; the agent's log:\n{}",
+                self.agent.log_tail()
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Waits until the pod of this name answers at every address and transport of the Service.
+    pub(crate) fn served_by(&self, vips: &Vips, server: &str, limit: Duration) {
+        for (proto, to) in vips.all() {
+            self.ask_until(limit, proto, to, &format!("answered by {server}"), |outcome| {
+                outcome.server() == Some(server)
+            });
+        }
+    }
+
+    /// Waits until every address and transport of the Service refuses.
+    pub(crate) fn refused(&self, vips: &Vips, limit: Duration) {
+        for (proto, to) in vips.all() {
+            self.ask_until(limit, proto, to, "refused", |outcome| *outcome == Outcome::Refused);
+        }
+    }
+
+    /// Waits until nobody answers at any address of the Service any more: refused or silence.
+    pub(crate) fn gone(&self, vips: &Vips, limit: Duration) {
+        for (proto, to) in vips.all() {
+            self.ask_until(limit, proto, to, "gone", |outcome| outcome.answer().is_none());
+        }
+    }
+}
+
+/// The ClusterIPs of a Service, with its port.
+#[derive(Clone, Debug)]
+pub(crate) struct Vips {
+    pub(crate) v4: SocketAddr,
+    pub(crate) v6: SocketAddr,
+}
+
+impl Vips {
+    pub(crate) fn of(service: &Service) -> Self {
+        let ips = service.spec.as_ref().and_then(|spec| spec.cluster_ips.clone()).unwrap_or_default();
+        let parsed: Vec<SocketAddr> =
+            ips.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), objects::PORT)).collect();
+        let find = |v6| {
+            let found = parsed.iter().find(|address| address.is_ipv6() == v6);
+            *found.unwrap_or_else(|| panic!("the API server gave no address of both families: {ips:?}"))
+        };
+        Self { v4: find(false), v6: find(true) }
+    }
+
+    /// Both families over both transports.
+    pub(crate) fn all(&self) -> [(Proto, SocketAddr); 4] {
+        [(Proto::Tcp, self.v4), (Proto::Udp, self.v4), (Proto::Tcp, self.v6), (Proto::Udp, self.v6)]
+    }
+}
+
+fn create_node(api: &Api, lab: &Lab) {
+    let node: Node = serde_json::from_value(json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": NODE_NAME, "labels": {"topology.kubernetes.io/zone": "zone-a"}},
+    }))
+    .unwrap();
+    let status = json!({"status": {"addresses": [
+        {"type": "InternalIP", "address": lab.node.v4.to_string()},
+        {"type": "InternalIP", "address": lab.node.v6.to_string()},
+    ]}});
+    api.call(async move |client| {
+        let nodes = kube::Api::<Node>::all(client);
+        nodes.create(&kube::api::PostParams::default(), &node).await?;
+        nodes.patch_status(NODE_NAME, &kube::api::PatchParams::default(), &kube::api::Patch::Merge(&status)).await
+    })
+    .unwrap();
+}

@@ -1,0 +1,90 @@
+//! From a write to the API to its effect on traffic.
+
+use std::{
+    env,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    agent::ms,
+    fixture::{Cluster, SOON},
+    objects,
+    prober::Prober,
+};
+
+/// Changes that are measured.
+const CHANGES: usize = 100;
+/// Bounds of the median and of the slowest change.
+const MEDIAN: Duration = Duration::from_millis(5);
+const SLOWEST: Duration = Duration::from_millis(50);
+/// Shared machines of continuous integration give a process its turn late; there the bounds are this many times wider.
+const CI_FACTOR: u32 = 4;
+
+#[test]
+fn a_hundred_changes_in_a_row_take_effect_within_milliseconds() {
+    let cluster = Cluster::start();
+    let vips = cluster.create_service("web");
+    cluster.create_slices("web", &["pod-a"]);
+    cluster.served_by(&vips, "pod-a", SOON);
+    let prober = Prober::start(&cluster.lab.client.ns, vips.v4);
+    prober.first_answer("pod-a", Instant::now(), SOON).expect("nobody answers the prober");
+
+    let slices = ["pod-a", "pod-b"].map(|pod| objects::slice("web", false, &cluster.addresses(&[pod], false)));
+    let (mut since_request, mut since_answer) = (Vec::new(), Vec::new());
+    for change in 1..=CHANGES {
+        let (old, new) = if change % 2 == 0 { ("pod-b", "pod-a") } else { ("pod-a", "pod-b") };
+        let requested = Instant::now();
+        cluster.api.replace(&slices[change % 2]).unwrap();
+        let written = Instant::now();
+        let effect = prober.first_answer(new, requested, SOON).unwrap_or_else(|| {
+            panic!(
+                "change {change}: {new} did not answer within {SOON:?}; the agent's log:\n{}",
+                cluster.agent.log_tail()
+            )
+        });
+        since_request.push(effect.at - requested);
+        // The watch may be faster than the answer to the write.
+        since_answer.push(effect.at.saturating_duration_since(written));
+
+        // A few questions more: once the new endpoint has answered, the old one gets no new flow.
+        std::thread::sleep(Duration::from_millis(10));
+        let late: Vec<_> =
+            prober.heard().into_iter().filter(|heard| heard.asked > effect.asked && heard.server == old).collect();
+        assert!(late.is_empty(), "change {change}: {old} still answered {} later questions", late.len());
+    }
+
+    let factor = if env::var("CI").is_ok_and(|value| value == "true") { CI_FACTOR } else { 1 };
+    let of_request = Summary::of(since_request);
+    let of_answer = Summary::of(since_answer);
+    println!("{CHANGES} changes, from the request of the write to the first answer:  {of_request}");
+    println!("{CHANGES} changes, from the answer to the write to the first answer:  {of_answer}");
+    println!("bounds (x {factor}): median {}, slowest {}", ms(MEDIAN * factor), ms(SLOWEST * factor));
+    assert!(of_answer.median <= MEDIAN * factor, "the median is over its bound: {of_answer}");
+    assert!(of_answer.slowest <= SLOWEST * factor, "the slowest is over its bound: {of_answer}");
+}
+
+struct Summary {
+    median: Duration,
+    p99: Duration,
+    slowest: Duration,
+}
+
+impl Summary {
+    fn of(mut durations: Vec<Duration>) -> Self {
+        durations.sort();
+        let at = |percent: usize| durations[(durations.len() * percent).div_ceil(100) - 1];
+        Self { median: at(50), p99: at(99), slowest: at(100) }
+    }
+}
+
+impl std::fmt::Display for Summary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "p50 {}, p99 {}, max {}", ms(self.median), ms(self.p99), ms(self.slowest))
+    }
+}
+
+#[test]
+fn the_summary_of_a_hundred_durations_is_by_rank() {
+    let summary = Summary::of((1..=100).map(Duration::from_millis).collect());
+    assert_eq!(summary.to_string(), "p50 50.00 ms, p99 99.00 ms, max 100.00 ms");
+}

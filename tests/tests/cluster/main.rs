@@ -1,0 +1,19 @@
+//! The cluster tier: the agent against a real kube-apiserver, judged by what clients of its Services see.
+//!
+//! Each case has a small cluster of network namespaces, an API server on the node's loopback and an agent to itself.
+//! The agent reaches the server through a [`relay`] that a case can cut. Cases run one at a time: they measure.
+
+// Says to lints, too, that all of this is test code.
+#![cfg(test)]
+
+mod agent;
+mod fixture;
+mod labels;
+mod latency;
+mod objects;
+mod plane;
+mod prober;
+mod reach;
+mod relay;
+mod restart;
+mod watch;

@@ -1,0 +1,116 @@
+//! What is written to the API becomes reachable, and what is taken away is refused.
+
+use fairlead_lab::{Ask, Outcome, Proto};
+use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+
+use crate::{
+    fixture::{Cluster, SOON, Vips},
+    objects,
+};
+
+#[test]
+fn a_service_and_its_slices_make_it_reachable_and_a_deleted_endpoint_is_refused() {
+    let cluster = Cluster::start();
+    let vips = cluster.create_service("web");
+    cluster.refused(&vips, SOON);
+    cluster.create_slices("web", &["pod-a"]);
+    cluster.served_by(&vips, "pod-a", SOON);
+
+    cluster.set_endpoints("web", &["pod-a", "pod-b"]);
+    // The new endpoint is chosen by chance: a fair coin shows one side 40 times in a row never.
+    let mut asked = 0;
+    while cluster.ask(Proto::Tcp, vips.v4).server() != Some("pod-b") {
+        asked += 1;
+        assert!(asked < 200, "pod-b never answered; the agent's log:\n{}", cluster.agent.log_tail());
+    }
+
+    cluster.set_endpoints("web", &["pod-b"]);
+    cluster.served_by(&vips, "pod-b", SOON);
+    for (proto, to) in vips.all() {
+        for _ in 0..20 {
+            let outcome = cluster.ask(proto, to);
+            assert_eq!(outcome.server(), Some("pod-b"), "{to}/{proto}: {outcome}");
+        }
+    }
+
+    cluster.set_endpoints("web", &[]);
+    cluster.refused(&vips, SOON);
+    cluster.set_endpoints("web", &["pod-c"]);
+    cluster.served_by(&vips, "pod-c", SOON);
+
+    for v6 in [false, true] {
+        cluster.api.delete::<EndpointSlice>("default", &objects::slice_name("web", v6)).unwrap();
+    }
+    cluster.refused(&vips, SOON);
+    cluster.api.delete::<Service>("default", "web").unwrap();
+    cluster.create_slices("web", &["pod-a"]);
+    cluster.gone(&vips, SOON);
+}
+
+#[test]
+fn rule_47_slices_that_come_before_their_service_are_used_as_soon_as_it_comes() {
+    let cluster = Cluster::start();
+    cluster.create_slices("late", &["pod-b"]);
+    // A Service that is written after them shows that the agent has seen them.
+    let marker = cluster.create_service("marker");
+    cluster.create_slices("marker", &["pod-a"]);
+    cluster.served_by(&marker, "pod-a", SOON);
+
+    let vips = cluster.create_service("late");
+    cluster.served_by(&vips, "pod-b", SOON);
+}
+
+#[test]
+fn the_nodes_own_processes_reach_a_service_of_the_api() {
+    let cluster = Cluster::start();
+    let vips = cluster.create_service("web");
+    cluster.create_slices("web", &["pod-a"]);
+    cluster.served_by(&vips, "pod-a", SOON);
+    for (proto, to) in vips.all() {
+        let outcome = Ask::new(proto, to).once(&cluster.lab.node.ns).unwrap().outcome;
+        assert_eq!(outcome.server(), Some("pod-a"), "{to}/{proto} from the node: {outcome}");
+    }
+}
+
+#[test]
+fn rule_10_a_service_that_becomes_an_external_name_loses_its_addresses() {
+    let cluster = Cluster::start();
+    let vips = cluster.create_service("moved");
+    cluster.create_slices("moved", &["pod-a"]);
+    cluster.served_by(&vips, "pod-a", SOON);
+    let patch = serde_json::json!({"spec": {
+        "type": "ExternalName", "externalName": "elsewhere.example.org",
+        "clusterIP": null, "clusterIPs": null, "ipFamilies": null, "ipFamilyPolicy": null,
+    }});
+    let patched = cluster.api.patch::<Service>("default", "moved", patch).unwrap();
+    assert_eq!(patched.spec.unwrap().cluster_ip.unwrap_or_default(), "", "the API server kept the address");
+    cluster.gone(&vips, SOON);
+
+    let back = serde_json::json!({"spec": {
+        "type": "ClusterIP", "externalName": null, "ipFamilyPolicy": "RequireDualStack",
+    }});
+    let vips = Vips::of(&cluster.api.patch::<Service>("default", "moved", back).unwrap());
+    cluster.served_by(&vips, "pod-a", SOON);
+}
+
+#[test]
+fn rule_42_a_pod_that_stops_being_ready_is_left_and_found_again() {
+    let cluster = Cluster::start();
+    let vips = cluster.create_service("web");
+    cluster.create_slices("web", &["pod-a"]);
+    cluster.served_by(&vips, "pod-a", SOON);
+    let ready = |ready: bool| {
+        for v6 in [false, true] {
+            let mut slice = objects::slice("web", v6, &cluster.addresses(&["pod-a"], v6));
+            for endpoint in &mut slice.endpoints {
+                endpoint.conditions.get_or_insert_default().ready = Some(ready);
+            }
+            cluster.api.replace(&slice).unwrap();
+        }
+    };
+    ready(false);
+    cluster.refused(&vips, SOON);
+    ready(true);
+    cluster.served_by(&vips, "pod-a", SOON);
+    assert_ne!(cluster.ask(Proto::Udp, vips.v6), Outcome::Refused);
+}

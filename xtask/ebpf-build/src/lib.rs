@@ -14,15 +14,18 @@ pub const TARGET: &str = "bpfel-unknown-none";
 /// Debian's rustc; rustup's shims come first in `PATH`, so it is named by its path.
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 /// Program that links the object.
-const LINKER: &str = "bpf-linker";
+pub const LINKER: &str = "bpf-linker";
+/// Nightlies that may build `core`, the best first. The dated one is the last seen to write the bitcode of LLVM 22,
+/// which is what the linker reads; one without a date is taken as it is found.
+pub const NIGHTLIES: [&str; 2] = ["nightly-2026-05-20", "nightly"];
 
 /// Where `core` for BPF comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Core {
     /// Debian's rustc and its ready-made `core`.
     Debian,
-    /// A rustup nightly that builds `core` from `rust-src`.
-    Nightly,
+    /// A rustup nightly that builds `core` from `rust-src`: the name of its tool chain.
+    Nightly(&'static str),
 }
 
 impl Core {
@@ -31,10 +34,13 @@ impl Core {
         if rustlib(Command::new(DEBIAN_RUSTC)).is_some_and(|dir| dir.join(TARGET).is_dir()) {
             return Ok(Self::Debian);
         }
-        let mut nightly = Command::new("rustup");
-        nightly.args(["run", "nightly", "rustc"]);
-        if rustlib(nightly).is_some_and(|dir| dir.join("src/rust/library/core/Cargo.toml").is_file()) {
-            return Ok(Self::Nightly);
+        let has_source = |name: &&str| {
+            let mut nightly = Command::new("rustup");
+            nightly.args(["run", name, "rustc"]);
+            rustlib(nightly).is_some_and(|dir| dir.join("src/rust/library/core/Cargo.toml").is_file())
+        };
+        if let Some(name) = NIGHTLIES.into_iter().find(has_source) {
+            return Ok(Self::Nightly(name));
         }
         Err(Error::NoCore)
     }
@@ -43,7 +49,7 @@ impl Core {
     pub const fn describe(&self) -> &'static str {
         match self {
             Self::Debian => "Debian's rustc with the core of libstd-rust-web-dev-bpf",
-            Self::Nightly => "rustup's nightly with core built from rust-src",
+            Self::Nightly(_) => "rustup's nightly with core built from rust-src",
         }
     }
 }
@@ -60,8 +66,15 @@ fn rustlib(mut rustc: Command) -> Option<PathBuf> {
 pub enum Error {
     /// Neither way to `core` is open.
     NoCore,
-    /// The linker does not run.
-    NoLinker(std::io::Error),
+    /// The linker is not installed.
+    NoLinker,
+    /// The linker would find no LLVM.
+    NoLlvm {
+        /// What was tried.
+        tried: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// Cargo could not be started.
     Spawn {
         /// The command line.
@@ -86,7 +99,10 @@ impl std::fmt::Display for Error {
                 "no `core` for {TARGET}: neither {DEBIAN_RUSTC} has one (Debian: apt-get install rustc-web \
                  libstd-rust-web-dev-bpf) nor a rustup nightly with rust-src; `./x setup` installs what is missing"
             ),
-            Self::NoLinker(source) => write!(f, "{LINKER} does not run ({source}); `./x setup` installs it"),
+            Self::NoLinker => {
+                write!(f, "{LINKER} is neither in PATH nor in cargo's bin folder; `./x setup` installs it")
+            }
+            Self::NoLlvm { tried, source } => write!(f, "cannot show {LINKER} the LLVM of rustc: {tried}: {source}"),
             Self::Spawn { command, source } => write!(f, "could not start `{command}`: {source}"),
             Self::Failed { command, status } => write!(f, "`{command}` failed: {status}"),
         }
@@ -120,8 +136,11 @@ pub struct Built {
 /// Builds the object and says how.
 pub fn build(options: &Options<'_>) -> Result<Built, Error> {
     let core = Core::find()?;
-    Command::new(LINKER).arg("--version").output().map_err(Error::NoLinker)?;
-    let mut command = cargo(&core, options);
+    let linker = linker().ok_or(Error::NoLinker)?;
+    let mut command = cargo(&core, options, &linker);
+    if core == Core::Debian {
+        command.env("LD_LIBRARY_PATH", llvm_folder(options.target_dir)?);
+    }
     let line = format!("{command:?}");
     let status = command.status().map_err(|source| Error::Spawn { command: line.clone(), source })?;
     if !status.success() {
@@ -131,23 +150,62 @@ pub fn build(options: &Options<'_>) -> Result<Built, Error> {
     Ok(Built { object, core })
 }
 
-fn cargo(core: &Core, options: &Options<'_>) -> Command {
+/// The linker's file: in `PATH`, or where `cargo install` puts it, which a bare machine's `PATH` lacks.
+pub fn linker() -> Option<PathBuf> {
+    let cargo_home = env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")));
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders = env::split_paths(&path).chain(cargo_home.map(|home| home.join("bin")));
+    folders.map(|folder| folder.join(LINKER)).find(|file| file.is_file())
+}
+
+/// A folder with nothing but the LLVM that Debian's rustc itself runs with.
+///
+/// The linker opens the first file called `libLLVM*` that it meets in the folders of `LD_LIBRARY_PATH`, then beside
+/// `PATH`. Debian keeps its libraries, of several LLVM versions perhaps, in a folder that is in neither.
+fn llvm_folder(target_dir: &Path) -> Result<PathBuf, Error> {
+    let fail = |tried: String| move |source| Error::NoLlvm { tried, source };
+    let tried = || format!("ldd {DEBIAN_RUSTC}");
+    let output = Command::new("ldd").arg(DEBIAN_RUSTC).output().map_err(fail(tried()))?;
+    let library = llvm_of(&String::from_utf8_lossy(&output.stdout))
+        .ok_or_else(|| fail(tried())(std::io::Error::other("it names no libLLVM")))?;
+    // One folder for each version: build scripts of several profiles may come here at the same time.
+    let name = library.file_name().unwrap_or_default();
+    let folder = target_dir.join("llvm").join(name);
+    let link = folder.join(name);
+    std::fs::create_dir_all(&folder).map_err(fail(format!("creating {}", folder.display())))?;
+    match std::os::unix::fs::symlink(&library, &link) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            Err(fail(format!("linking {}", link.display()))(error))
+        }
+        _ => std::path::absolute(&folder).map_err(fail(folder.display().to_string())),
+    }
+}
+
+/// The path in a line `libLLVM.so.22.1 => /lib/x86_64-linux-gnu/libLLVM.so.22.1 (0x00007f0000000000)`.
+fn llvm_of(ldd: &str) -> Option<PathBuf> {
+    let line = ldd.lines().find(|line| line.trim_start().starts_with("libLLVM"))?;
+    line.split_whitespace().find(|word| word.starts_with('/')).map(PathBuf::from)
+}
+
+fn cargo(core: &Core, options: &Options<'_>, linker: &Path) -> Command {
     let mut command = match core {
         Core::Debian => {
             let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
             command.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
             command
         }
-        Core::Nightly => {
+        Core::Nightly(name) => {
             let mut command = Command::new("rustup");
-            command.args(["run", "nightly", "cargo"]).env_remove("RUSTC");
+            command.args(["run", name, "cargo"]).env_remove("RUSTC");
             command
         }
     };
     command.current_dir(options.workspace);
     command.args([options.subcommand, "--locked", "--package", "proxy-ebpf", "--bin", "fairlead-ebpf"]);
     command.args(["--profile", "bpf", "--target", TARGET, "--target-dir"]).arg(options.target_dir);
-    if *core == Core::Nightly {
+    if matches!(core, Core::Nightly(_)) {
         command.args(["-Z", "build-std=core"]);
     }
     if !options.features.is_empty() {
@@ -159,7 +217,8 @@ fn cargo(core: &Core, options: &Options<'_>) -> Command {
             command.env_remove(&name);
         }
     }
-    let flags = ["-Clinker=bpf-linker", "-Clink-arg=--btf", "-Cdebuginfo=2", "-Ctarget-cpu=v3"];
+    let linker = format!("-Clinker={}", linker.display());
+    let flags = [linker.as_str(), "-Clink-arg=--btf", "-Cdebuginfo=2", "-Ctarget-cpu=v3"];
     command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
     command
 }
@@ -188,4 +247,27 @@ fn leaks(name: &OsString) -> bool {
         || name.starts_with("CARGO_PROFILE_")
         || name.starts_with("CARGO_PKG_")
         || name.starts_with("CARGO_MANIFEST_")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_llvm_of_a_program_is_read_from_ldd() {
+        let ldd = "\tlibc.so.6 => /lib/libc.so.6 (0x01)\n\tlibLLVM.so.22.1 => /lib/libLLVM.so.22.1 (0x02)\n";
+        assert_eq!(llvm_of(ldd), Some(PathBuf::from("/lib/libLLVM.so.22.1")));
+        assert_eq!(llvm_of("\tlibc.so.6 => /lib/libc.so.6 (0x01)\n"), None);
+        assert_eq!(llvm_of("\tlibLLVM.so.22.1 => not found\n"), None);
+    }
+
+    #[test]
+    fn settings_of_the_calling_cargo_do_not_leak() {
+        for name in ["RUSTFLAGS", "CARGO_FEATURE_USER", "CARGO_CFG_TARGET_OS", "CARGO_TARGET_DIR", "RUSTUP_TOOLCHAIN"] {
+            assert!(leaks(&name.into()), "{name}");
+        }
+        for name in ["PATH", "HOME", "CARGO_HOME", "RUSTUP_HOME", "CARGO_NET_OFFLINE"] {
+            assert!(!leaks(&name.into()), "{name}");
+        }
+    }
 }

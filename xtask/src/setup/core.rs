@@ -1,7 +1,7 @@
 //! A `core` for `bpfel-unknown-none`: Debian's ready-made one, or a nightly that compiles it from `rust-src`.
 
 use anyhow::{Result, bail};
-use proxy_ebpf_build::Core;
+use proxy_ebpf_build::{Core, NIGHTLIES};
 
 use super::{Item, apt};
 use crate::machine;
@@ -11,8 +11,6 @@ use crate::process::Cmd;
 const PAIRS: [(&str, &str); 2] = [("rustc-web", "libstd-rust-web-dev-bpf"), ("rustc", "libstd-rust-dev-bpf")];
 /// The oldest rustc that compiles the workspace.
 const OLDEST: (u32, u32) = (1, 95);
-/// The newest nightly whose LLVM the linker of `linker.rs` reads.
-const NIGHTLY: &str = "nightly";
 
 pub(super) fn item() -> Item {
     let found = Core::find().map(|core| core.describe().to_owned()).map_err(|error| error.to_string());
@@ -36,7 +34,7 @@ fn install() -> Result<()> {
     if machine::which("rustup").is_some() {
         println!("setup: taking the rustup way: a nightly that compiles core from rust-src ({})", tried.join("; "));
         let result = Cmd::new("rustup")
-            .args(["toolchain", "install", NIGHTLY, "--profile", "minimal", "--component", "rust-src"])
+            .args(["toolchain", "install", NIGHTLIES[0], "--profile", "minimal", "--component", "rust-src"])
             .run();
         match result {
             Ok(()) => return Ok(()),

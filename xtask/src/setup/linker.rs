@@ -1,34 +1,39 @@
 //! bpf-linker: turns LLVM bitcode into the eBPF object, with BTF.
 
-use anyhow::{Context as _, Result};
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use proxy_ebpf_build::LINKER;
 
 use super::Item;
-use crate::machine;
 use crate::process::Cmd;
 
-const PROGRAM: &str = "bpf-linker";
 /// The last release that reads the bitcode of LLVM 22 with the LLVM that comes with rustc; later ones want an LLVM 23 of their own.
 const VERSION: &str = "0.10.3";
 
 pub(super) fn item() -> Item {
-    let found = match Cmd::new(PROGRAM).arg("--version").probe() {
-        Some(said) if said.split_whitespace().last() == Some(VERSION) => Ok(format!("{PROGRAM} {VERSION}")),
-        Some(said) => Err(format!("there is {}, which reads another LLVM than rustc writes", said.trim())),
-        None => Err(format!("{PROGRAM} {VERSION} is not in PATH")),
+    Item { name: LINKER.into(), why: "links the eBPF object", state: probe().into(), install }
+}
+
+fn probe() -> Result<String, String> {
+    let Some(file) = proxy_ebpf_build::linker() else {
+        return Err("it is neither in PATH nor in cargo's bin folder".to_owned());
     };
-    Item { name: PROGRAM.into(), why: "links the eBPF object", state: found.into(), install }
+    let found = format!("{} at {}", VERSION, file.display());
+    match Cmd::new(&file).arg("--version").probe() {
+        Some(said) if said.split_whitespace().last() == Some(VERSION) => Ok(found),
+        Some(said) => Err(format!("{} is {}, {VERSION} is needed", file.display(), said.trim())),
+        None => Err(format!("{} does not run", file.display())),
+    }
 }
 
 fn install() -> Result<()> {
-    println!("setup: compiling {PROGRAM} {VERSION} from crates.io (about a minute)");
-    let mut cmd = Cmd::cargo("install").args([PROGRAM, "--version", VERSION, "--locked", "--force"]);
-    // rustup has put cargo's own folder into PATH. Without it, /usr/local is where root's programs are found by everyone.
-    let rustup = std::env::var_os("RUSTUP_TOOLCHAIN").is_some();
-    if !rustup && machine::is_root() {
-        cmd = cmd.args(["--root", "/usr/local"]);
+    println!("setup: compiling {LINKER} {VERSION} from crates.io (a minute or two)");
+    let args = [LINKER, "--version", VERSION, "--locked", "--force"];
+    // Outside of the repository, whose settings are not meant for it.
+    Cmd::cargo("install").args(args).current_dir(Path::new("/")).run()?;
+    match probe() {
+        Ok(_) => Ok(()),
+        Err(absence) => bail!("{LINKER} was installed, but {absence}"),
     }
-    cmd.current_dir(std::path::Path::new("/")).run()?;
-    Cmd::new(PROGRAM).arg("--version").probe().map(drop).with_context(|| {
-        format!("{PROGRAM} is installed, but not in PATH: add cargo's bin folder (~/.cargo/bin) to PATH")
-    })
 }

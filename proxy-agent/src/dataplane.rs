@@ -12,8 +12,13 @@ use proxy_common::abi;
 
 use crate::model::{IpFamily, ObjectName, PortKey, Protocol};
 
+pub mod attach;
+pub mod load;
 pub mod memory;
+pub mod pin;
+pub mod probe;
 pub mod render;
+pub mod sys;
 
 /// A map that the agent writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -493,7 +498,7 @@ pub trait Dataplane {
     /// Reads everything the maps hold.
     fn dump(&mut self) -> Result<Snapshot, DataplaneError>;
 
-    /// Carries out one write. An error means that it had no effect, or that repeating it does no harm.
+    /// Carries out one write. An error means that it had no effect.
     fn write(&mut self, op: &MapOp) -> Result<(), DataplaneError>;
 
     /// A grace period that begins now.

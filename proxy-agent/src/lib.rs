@@ -1,4 +1,11 @@
 //! Fairlead's agent: watches Services and EndpointSlices and keeps the eBPF maps in step.
 
+pub mod args;
+pub mod config;
 pub mod dataplane;
+pub mod devices;
 pub mod model;
+pub mod telemetry;
+pub mod diff;
+pub mod index;
+pub mod plan;

@@ -11,17 +11,8 @@ use proxy_common::abi::{self, Run};
 use super::{Capacities, Dataplane, DataplaneError, Grace, MapOp, PortWord, Slot, Snapshot};
 use crate::model::IpFamily;
 
-/// What an injected fault does with the write that it meets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// The write fails without effect.
-    Before,
-    /// The write takes effect, and yet reports failure.
-    After,
-}
-
 /// Decides for each write whether it fails.
-type Faults = Box<dyn FnMut(&MapOp) -> Option<Fault> + Send>;
+type Faults = Box<dyn FnMut(&MapOp) -> bool + Send>;
 
 /// The maps in memory. Clones share their contents.
 #[derive(Clone, Default)]
@@ -52,7 +43,7 @@ impl MemoryDataplane {
     }
 
     /// Lets `faults` decide which writes fail from now on.
-    pub fn inject(&self, faults: impl FnMut(&MapOp) -> Option<Fault> + Send + 'static) {
+    pub fn inject(&self, faults: impl FnMut(&MapOp) -> bool + Send + 'static) {
         self.lock().faults = Some(Box::new(faults));
     }
 
@@ -95,13 +86,10 @@ impl Dataplane for MemoryDataplane {
     fn write(&mut self, op: &MapOp) -> Result<(), DataplaneError> {
         let mut shared = self.lock();
         shared.writes += 1;
-        let fault = shared.faults.as_mut().and_then(|faults| faults(op));
-        let injected = || DataplaneError::failed("write to", op.map(), "injected fault");
-        if fault == Some(Fault::Before) {
-            return Err(injected());
+        if shared.faults.as_mut().is_some_and(|faults| faults(op)) {
+            return Err(DataplaneError::failed("write to", op.map(), "injected fault"));
         }
-        shared.write(op)?;
-        if fault == Some(Fault::After) { Err(injected()) } else { Ok(()) }
+        shared.write(op)
     }
 
     fn grace(&mut self) -> Grace {

@@ -1,0 +1,70 @@
+//! How the ledger follows the writes: one by one, each after it has taken effect.
+
+use crate::dataplane::MapOp;
+
+use super::Ledger;
+
+impl Ledger {
+    /// The write has taken effect. One that failed had none and is not recorded.
+    pub fn record(&mut self, op: &MapOp) {
+        match op {
+            MapOp::PutService { tuple, service } => {
+                if self.tuples.insert(*tuple, *service).is_none() && tuple.addr.is_unspecified() {
+                    *self.node_port_uses.entry(tuple.port).or_default() += 1;
+                }
+            }
+            MapOp::DeleteService { tuple } => {
+                if self.tuples.remove(tuple).is_some() && tuple.addr.is_unspecified() {
+                    self.drop_node_port(tuple.port);
+                }
+            }
+            MapOp::PutClusterIp { addr } => {
+                self.cluster_ips.insert(*addr);
+            }
+            MapOp::DeleteClusterIp { addr } => {
+                self.cluster_ips.remove(addr);
+            }
+            MapOp::StorePort { port_id, word, value } => {
+                if let Some(held) = self.keys.get(port_id).and_then(|key| self.ports.get_mut(key)) {
+                    held.record(*word, *value);
+                }
+            }
+            MapOp::StoreLive { endpoint_id, generation } => {
+                let id = *endpoint_id as usize;
+                if self.generations.len() <= id {
+                    self.generations.resize(id + 1, 0);
+                }
+                self.generations[id] = *generation;
+            }
+            MapOp::PutName { port_id, .. } => {
+                if let Some(held) = self.keys.get(port_id).and_then(|key| self.ports.get_mut(key)) {
+                    held.named = true;
+                }
+            }
+            MapOp::StoreNodePorts { index, bits: 0 } => {
+                self.node_ports.remove(index);
+            }
+            MapOp::StoreNodePorts { index, bits } => {
+                self.node_ports.insert(*index, *bits);
+            }
+            MapOp::StoreFilter { index, buckets } => self.filter.record(*index, *buckets),
+            MapOp::PutNodeAddr { addr, flags } => {
+                self.node_addrs.insert(*addr, *flags);
+            }
+            MapOp::DeleteNodeAddr { addr } => {
+                self.node_addrs.remove(addr);
+            }
+            // Slots are known by the runs that name them; a name goes with its port id.
+            MapOp::PutSlot { .. } | MapOp::DeleteName { .. } => {}
+        }
+    }
+
+    fn drop_node_port(&mut self, port: u16) {
+        if let Some(uses) = self.node_port_uses.get_mut(&port) {
+            *uses -= 1;
+            if *uses == 0 {
+                self.node_port_uses.remove(&port);
+            }
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! All objects that the sources have told of, and for each event: which Services it changed.
+//!
+//! Work is proportional to the change. A relist is buffered and compared when it is complete, so one that brings
+//! nothing new changes nothing.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+
+use crate::dataplane::Tuple;
+use crate::model::{EndpointSlice, IpFamily, ObjectName, Service};
+use crate::plan::addresses;
+
+#[cfg(test)]
+mod tests;
+
+/// What a source lists and watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// Services.
+    Service,
+    /// EndpointSlices, and Endpoints made into slices.
+    EndpointSlice,
+}
+
+/// An object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// A Service.
+    Service(Service),
+    /// An EndpointSlice.
+    Slice(EndpointSlice),
+}
+
+impl Object {
+    /// Its kind.
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::Service(_) => Kind::Service,
+            Self::Slice(_) => Kind::EndpointSlice,
+        }
+    }
+
+    /// Its own name.
+    pub const fn name(&self) -> &ObjectName {
+        match self {
+            Self::Service(service) => &service.name,
+            Self::Slice(slice) => &slice.name,
+        }
+    }
+}
+
+/// Something that a source has to tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A full list begins.
+    Init(Kind),
+    /// An object of that list.
+    InitApply(Object),
+    /// An object of that list that could not be read: what is known of it stays.
+    InitKeep(Kind, ObjectName),
+    /// The list is complete: what it did not name is gone.
+    InitDone(Kind),
+    /// An object came or changed.
+    Apply(Object),
+    /// An object went, or is no longer for a proxy to serve.
+    Delete(Kind, ObjectName),
+    /// The node's own addresses, all of them, with the bits of `abi::NodeAddr`.
+    NodeAddrs(BTreeMap<IpAddr, u32>),
+}
+
+/// What an event changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// Services to plan again, whether they are still there or not.
+    pub services: BTreeSet<ObjectName>,
+    /// The node's addresses.
+    pub node: bool,
+}
+
+impl Changed {
+    /// Adds what another event changed.
+    pub fn merge(&mut self, mut other: Self) {
+        self.services.append(&mut other.services);
+        self.node |= other.node;
+    }
+
+    /// True if nothing changed.
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty() && !self.node
+    }
+}
+
+/// Something that only one Service can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Claim {
+    /// A ClusterIP.
+    ClusterIp(IpAddr),
+    /// An address, port and protocol.
+    Tuple(Tuple),
+}
+
+/// A list that is being received.
+#[derive(Debug, Default)]
+struct Relist {
+    objects: HashMap<ObjectName, Object>,
+    kept: HashSet<ObjectName>,
+}
+
+/// The objects.
+#[derive(Debug, Default)]
+pub struct Index {
+    services: HashMap<ObjectName, Service>,
+    slices: HashMap<ObjectName, EndpointSlice>,
+    /// Slices of each Service by name, whether the Service is known or not (rule 47).
+    slices_of: HashMap<ObjectName, BTreeSet<ObjectName>>,
+    /// Who asks for what: the oldest first, then by name.
+    claims: HashMap<Claim, Vec<(i64, ObjectName)>>,
+    node_addrs: Option<BTreeMap<IpAddr, u32>>,
+    relists: BTreeMap<Kind, Relist>,
+    complete: BTreeSet<Kind>,
+}
+
+impl Index {
+    /// True once every source has delivered its first full list.
+    pub fn is_synced(&self) -> bool {
+        self.complete.contains(&Kind::Service)
+            && self.complete.contains(&Kind::EndpointSlice)
+            && self.node_addrs.is_some()
+    }
+
+    /// A Service.
+    pub fn service(&self, name: &ObjectName) -> Option<&Service> {
+        self.services.get(name)
+    }
+
+    /// Names of all Services.
+    pub fn service_names(&self) -> impl Iterator<Item = &ObjectName> {
+        self.services.keys()
+    }
+
+    /// Number of Services and of EndpointSlices.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.services.len(), self.slices.len())
+    }
+
+    /// The slices of a Service in one family, by name. Those made from Endpoints count only where there is no other.
+    pub fn slices(&self, service: &ObjectName, family: IpFamily) -> Vec<&EndpointSlice> {
+        let names = self.slices_of.get(service).into_iter().flatten();
+        let mut slices: Vec<_> =
+            names.filter_map(|name| self.slices.get(name)).filter(|slice| slice.family == family).collect();
+        if slices.iter().any(|slice| !slice.legacy) {
+            slices.retain(|slice| !slice.legacy);
+        }
+        slices
+    }
+
+    /// The Service that has it, of all that ask for it: the oldest, then the first by name (rule 32).
+    pub fn owner(&self, claim: &Claim) -> Option<&ObjectName> {
+        self.claims.get(claim)?.first().map(|(_, name)| name)
+    }
+
+    /// The node's own addresses.
+    pub fn node_addrs(&self) -> Option<&BTreeMap<IpAddr, u32>> {
+        self.node_addrs.as_ref()
+    }
+
+    /// Takes an event in.
+    pub fn apply(&mut self, event: Event) -> Changed {
+        let mut changed = Changed::default();
+        match event {
+            Event::Init(kind) => {
+                self.relists.insert(kind, Relist::default());
+            }
+            Event::InitApply(object) => {
+                let relist = self.relists.entry(object.kind()).or_default();
+                relist.objects.insert(object.name().clone(), object);
+            }
+            Event::InitKeep(kind, name) => {
+                self.relists.entry(kind).or_default().kept.insert(name);
+            }
+            Event::InitDone(kind) => self.swap(kind, &mut changed),
+            Event::Apply(object) => self.put(object, &mut changed),
+            Event::Delete(kind, name) => self.remove(kind, &name, &mut changed),
+            Event::NodeAddrs(addrs) => {
+                changed.node = self.node_addrs.as_ref() != Some(&addrs);
+                self.node_addrs = Some(addrs);
+            }
+        }
+        changed
+    }
+
+    fn swap(&mut self, kind: Kind, changed: &mut Changed) {
+        self.complete.insert(kind);
+        let Some(relist) = self.relists.remove(&kind) else { return };
+        let known: Vec<_> = match kind {
+            Kind::Service => self.services.keys().cloned().collect(),
+            Kind::EndpointSlice => self.slices.keys().cloned().collect(),
+        };
+        for name in known {
+            if !relist.objects.contains_key(&name) && !relist.kept.contains(&name) {
+                self.remove(kind, &name, changed);
+            }
+        }
+        for object in relist.objects.into_values() {
+            self.put(object, changed);
+        }
+    }
+
+    fn put(&mut self, object: Object, changed: &mut Changed) {
+        match object {
+            Object::Service(service) => self.put_service(service, changed),
+            Object::Slice(slice) => self.put_slice(slice, changed),
+        }
+    }
+
+    fn put_service(&mut self, service: Service, changed: &mut Changed) {
+        if self.services.get(&service.name) == Some(&service) {
+            return;
+        }
+        self.unclaim(&service.name, changed);
+        for claim in addresses::claims(&service) {
+            let claimants = self.claims.entry(claim).or_default();
+            changed.services.extend(claimants.iter().map(|(_, name)| name.clone()));
+            let claimant = (service.created_secs, service.name.clone());
+            if let Err(place) = claimants.binary_search(&claimant) {
+                claimants.insert(place, claimant);
+            }
+        }
+        changed.services.insert(service.name.clone());
+        self.services.insert(service.name.clone(), service);
+    }
+
+    fn put_slice(&mut self, slice: EndpointSlice, changed: &mut Changed) {
+        let known = self.slices.get(&slice.name);
+        if known == Some(&slice) {
+            return;
+        }
+        // The label that names the Service may change in place: the Service it leaves must forget it (rule 49).
+        if let Some(left) = known.map(|known| known.service.clone()).filter(|left| *left != slice.service) {
+            self.detach(&left, &slice.name);
+            changed.services.insert(left);
+        }
+        self.slices_of.entry(slice.service.clone()).or_default().insert(slice.name.clone());
+        changed.services.insert(slice.service.clone());
+        self.slices.insert(slice.name.clone(), slice);
+    }
+
+    fn remove(&mut self, kind: Kind, name: &ObjectName, changed: &mut Changed) {
+        match kind {
+            Kind::Service => {
+                self.unclaim(name, changed);
+                if self.services.remove(name).is_some() {
+                    changed.services.insert(name.clone());
+                }
+            }
+            Kind::EndpointSlice => {
+                if let Some(slice) = self.slices.remove(name) {
+                    self.detach(&slice.service, name);
+                    changed.services.insert(slice.service);
+                }
+            }
+        }
+    }
+
+    fn detach(&mut self, service: &ObjectName, slice: &ObjectName) {
+        if let Some(slices) = self.slices_of.get_mut(service) {
+            slices.remove(slice);
+            if slices.is_empty() {
+                self.slices_of.remove(service);
+            }
+        }
+    }
+
+    /// Drops a Service's claims; whoever else asks for the same is planned again.
+    fn unclaim(&mut self, name: &ObjectName, changed: &mut Changed) {
+        let Some(service) = self.services.get(name) else { return };
+        for claim in addresses::claims(service) {
+            let Some(claimants) = self.claims.get_mut(&claim) else { continue };
+            claimants.retain(|(_, claimant)| claimant != name);
+            changed.services.extend(claimants.iter().map(|(_, name)| name.clone()));
+            if claimants.is_empty() {
+                self.claims.remove(&claim);
+            }
+        }
+    }
+}

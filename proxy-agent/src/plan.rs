@@ -1,0 +1,197 @@
+//! What each Service should look like in the maps: a pure function of the index, without ids.
+//!
+//! [`desired`] follows kube-proxy's rules; [`crate::diff`] gives ids to the result and turns it into writes.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+
+use proxy_common::abi::{Class, Policy, RunVerdict};
+
+use crate::dataplane::{Slot, Tuple};
+use crate::index::{Claim, Index};
+use crate::model::{EndpointSlice, IpFamily, ObjectName, PortKey, Protocol, Service, ServicePort};
+
+pub mod addresses;
+pub mod endpoints;
+pub mod ids;
+
+/// An endpoint of a run, as its slot will hold it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Chosen {
+    /// Endpoint address.
+    pub addr: IpAddr,
+    /// Endpoint port.
+    pub port: u16,
+    /// Bits of a slot.
+    pub flags: u16,
+}
+
+/// The endpoints of one policy, or what to do without any.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunPlan {
+    /// In order of address and port.
+    pub endpoints: Vec<Chosen>,
+    /// What happens to a packet if there is none.
+    pub verdict: RunVerdict,
+}
+
+/// One Service port of one family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortPlan {
+    /// Which.
+    pub key: PortKey,
+    /// Addresses that lead to it.
+    pub addresses: Vec<(Tuple, Class)>,
+    /// `INTERNAL_LOCAL` and `EXTERNAL_LOCAL` of `abi::Policy`.
+    pub policy: u32,
+    /// The endpoints of a Cluster policy.
+    pub cluster: RunPlan,
+    /// The endpoints of a Local policy.
+    pub local: RunPlan,
+    /// Every endpoint that serves, whether or not a run holds it: its UDP flows stay (rule 105). Sorted.
+    pub serving: Vec<(IpAddr, u16)>,
+}
+
+/// One Service as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Desired {
+    /// Which.
+    pub service: ObjectName,
+    /// Its ports, by family.
+    pub ports: Vec<PortPlan>,
+    /// Its ClusterIPs: unknown ports of them are rejected.
+    pub cluster_ips: Vec<IpAddr>,
+    /// What it asks for and does not get.
+    pub unserved: Vec<Unserved>,
+}
+
+impl Desired {
+    /// A Service of which nothing should be left.
+    pub const fn nothing(service: ObjectName) -> Self {
+        Self { service, ports: Vec::new(), cluster_ips: Vec::new(), unserved: Vec::new() }
+    }
+}
+
+/// Something that a Service asks for and Fairlead does not do, or not for this Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Unserved {
+    /// A NodePort with `externalTrafficPolicy: Cluster` needs masquerade.
+    NodePort(Protocol, u16),
+    /// An address of `spec.externalIPs`.
+    ExternalIp(IpAddr),
+    /// An address of `status.loadBalancer`.
+    LoadBalancerIp(IpAddr),
+    /// `spec.healthCheckNodePort`.
+    HealthCheckNodePort(u16),
+    /// `sessionAffinity: ClientIP`: connections are balanced one by one.
+    SessionAffinity,
+    /// Endpoints carry topology hints, which are not followed.
+    TopologyHints,
+    /// A port of a protocol that is not balanced.
+    Protocol(Protocol, u16),
+    /// The ClusterIP is another Service's too, which came first.
+    SharedClusterIp(IpAddr, ObjectName),
+    /// Address, port and protocol are another Service's, which came first (rule 32).
+    Taken(Tuple, ObjectName),
+}
+
+impl fmt::Display for Unserved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NodePort(protocol, port) => {
+                write!(
+                    f,
+                    "NodePort {port}/{protocol}: not served with externalTrafficPolicy Cluster yet, only with Local"
+                )
+            }
+            Self::ExternalIp(addr) => write!(f, "external IP {addr}: not served yet"),
+            Self::LoadBalancerIp(addr) => write!(f, "LoadBalancer IP {addr}: not served yet"),
+            Self::HealthCheckNodePort(port) => write!(f, "healthCheckNodePort {port}: not answered yet"),
+            Self::SessionAffinity => {
+                f.write_str("sessionAffinity ClientIP: not kept yet, connections are balanced one by one")
+            }
+            Self::TopologyHints => f.write_str("topology hints: not followed yet, every ready endpoint is used"),
+            Self::Protocol(protocol, port) => write!(f, "port {port}/{protocol}: {protocol} is not balanced yet"),
+            Self::SharedClusterIp(addr, owner) => {
+                write!(
+                    f,
+                    "ClusterIP {addr} is also that of the older Service {owner}: give one of them another address"
+                )
+            }
+            Self::Taken(tuple, owner) => {
+                write!(f, "{tuple} belongs to the older Service {owner}: remove it from one of the two")
+            }
+        }
+    }
+}
+
+/// What the maps should hold for a Service; nothing if the index has no such Service.
+pub fn desired(index: &Index, name: &ObjectName, ipv6: bool) -> Desired {
+    let mut plan = Desired::nothing(name.clone());
+    let Some(service) = index.service(name) else { return plan };
+    let mut unserved = BTreeSet::new();
+    for family in IpFamily::ALL.into_iter().filter(|family| ipv6 || *family == IpFamily::V4) {
+        let Some(cluster_ip) = service.cluster_ip(family) else { continue };
+        plan.cluster_ips.push(cluster_ip);
+        if let Some(owner) = other_owner(index, &Claim::ClusterIp(cluster_ip), name) {
+            unserved.insert(Unserved::SharedClusterIp(cluster_ip, owner.clone()));
+        }
+        let slices = index.slices(name, family);
+        if slices.iter().any(|slice| slice.endpoints.iter().any(|endpoint| endpoint.hinted)) {
+            unserved.insert(Unserved::TopologyHints);
+        }
+        for port in service.ports.iter().filter(|port| addresses::served(port.protocol)) {
+            let (mine, taken) = addresses::of(service, port, family)
+                .partition::<Vec<_>, _>(|(tuple, _)| other_owner(index, &Claim::Tuple(*tuple), name).is_none());
+            unserved.extend(taken.into_iter().filter_map(|(tuple, _)| {
+                Some(Unserved::Taken(tuple, other_owner(index, &Claim::Tuple(tuple), name)?.clone()))
+            }));
+            if !mine.is_empty() {
+                plan.ports.push(plan_port(service, port, family, mine, &slices));
+            }
+        }
+    }
+    unserved.extend(addresses::unserved(service));
+    plan.unserved = unserved.into_iter().collect();
+    plan
+}
+
+fn other_owner<'a>(index: &'a Index, claim: &Claim, name: &ObjectName) -> Option<&'a ObjectName> {
+    index.owner(claim).filter(|owner| *owner != name)
+}
+
+fn plan_port(
+    service: &Service,
+    port: &ServicePort,
+    family: IpFamily,
+    addresses: Vec<(Tuple, Class)>,
+    slices: &[&EndpointSlice],
+) -> PortPlan {
+    let candidates = endpoints::gather(slices, &port.name, port.protocol);
+    let categories = endpoints::categorize(&candidates);
+    let mut policy = 0;
+    if service.internal_local {
+        policy |= Policy::INTERNAL_LOCAL;
+    }
+    if service.external_local() {
+        policy |= Policy::EXTERNAL_LOCAL;
+    }
+    let key = PortKey { service: service.name.clone(), port: port.name.clone(), protocol: port.protocol, family };
+    let without_local = if categories.any { RunVerdict::Drop } else { RunVerdict::Reject };
+    PortPlan {
+        key,
+        addresses,
+        policy,
+        cluster: RunPlan { endpoints: chosen(&categories.cluster), verdict: RunVerdict::Reject },
+        local: RunPlan { endpoints: chosen(&categories.local), verdict: without_local },
+        serving: candidates.iter().filter(|c| c.serving).map(|c| (c.addr, c.port)).collect(),
+    }
+}
+
+fn chosen(candidates: &[endpoints::Candidate]) -> Vec<Chosen> {
+    let flags = |c: &endpoints::Candidate| {
+        (if c.local { Slot::LOCAL } else { 0 }) | (if c.ready { 0 } else { Slot::TERMINATING })
+    };
+    candidates.iter().map(|c| Chosen { addr: c.addr, port: c.port, flags: flags(c) }).collect()
+}

@@ -1,0 +1,91 @@
+//! Which endpoints a Service port may use: kube-proxy's rules 40, 42, 45 and 51–55.
+
+use std::net::IpAddr;
+
+use crate::model::{EndpointSlice, Protocol};
+
+/// An endpoint of one Service port, from whatever slice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its address.
+    pub addr: IpAddr,
+    /// Its port, as its slice has it.
+    pub port: u16,
+    /// Ready; a terminating one can be, too (rule 53).
+    pub ready: bool,
+    /// Serving.
+    pub serving: bool,
+    /// Terminating.
+    pub terminating: bool,
+    /// On this node.
+    pub local: bool,
+}
+
+impl Candidate {
+    /// Used when no endpoint is ready: still serving while it terminates.
+    const fn is_fallback(&self) -> bool {
+        self.serving && self.terminating
+    }
+
+    /// Which of two mentions of one endpoint counts: one that does not terminate beats one that does (rule 45). The
+    /// rest only makes the choice the same for every order of arrival.
+    const fn rank(&self) -> (bool, bool, bool, bool) {
+        (!self.terminating, self.ready, self.serving, self.local)
+    }
+}
+
+/// The endpoints of one Service port: the union of its slices by port name and protocol (rule 40), each address and
+/// port once (rule 45), in order of address and port.
+pub fn gather(slices: &[&EndpointSlice], name: &str, protocol: Protocol) -> Vec<Candidate> {
+    let mut found = Vec::new();
+    for slice in slices {
+        for port in slice.ports.iter().filter(|port| &*port.name == name && port.protocol == protocol) {
+            found.extend(slice.endpoints.iter().map(|endpoint| Candidate {
+                addr: endpoint.addr,
+                port: port.port,
+                ready: endpoint.ready,
+                serving: endpoint.serving,
+                terminating: endpoint.terminating,
+                local: endpoint.local,
+            }));
+        }
+    }
+    found.sort_unstable_by_key(|c| (c.addr, c.port, std::cmp::Reverse(c.rank())));
+    found.dedup_by_key(|c| (c.addr, c.port));
+    found
+}
+
+/// What may be chosen for each policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Categories {
+    /// For a Cluster policy.
+    pub cluster: Vec<Candidate>,
+    /// For a Local policy.
+    pub local: Vec<Candidate>,
+    /// Some endpoint is usable, here or elsewhere: an empty local list then means drop, not reject (rule 54).
+    pub any: bool,
+}
+
+/// Sorts endpoints by policy. Both lists are always made: one Service port serves both policies at one moment, by the
+/// class of the address that a packet asks for.
+///
+/// * Each list holds the ready endpoints; only if it has none, those that still serve while terminating.
+/// * The two fall back independently (rule 51), and one ready endpoint bars every terminating one from its list
+///   (rule 52). Not ready, serving and not terminating is never used (rule 53).
+/// * Topology hints would narrow the ready endpoints of the cluster list, never its fallback and never the local list
+///   (rule 55). They are not followed yet, and reported as unserved.
+pub fn categorize(candidates: &[Candidate]) -> Categories {
+    let cluster = ready_or_fallback(candidates.iter());
+    let local = ready_or_fallback(candidates.iter().filter(|c| c.local));
+    let any = !cluster.is_empty();
+    Categories { cluster, local, any }
+}
+
+fn ready_or_fallback<'a>(candidates: impl Iterator<Item = &'a Candidate> + Clone) -> Vec<Candidate> {
+    let ready: Vec<_> = candidates.clone().filter(|c| c.ready).copied().collect();
+    if ready.is_empty() { candidates.filter(|c| c.is_fallback()).copied().collect() } else { ready }
+}
+
+#[cfg(test)]
+#[path = "endpoints/tests.rs"]
+mod tests;

@@ -46,6 +46,12 @@ impl Namespace {
         Ok(Self { name: name.into(), file: Arc::new(file) })
     }
 
+    /// The namespace that the calling process runs in.
+    pub fn current() -> Result<Self> {
+        let file = File::open("/proc/self/ns/net").context("cannot open /proc/self/ns/net")?;
+        Ok(Self { name: "self".into(), file: Arc::new(file) })
+    }
+
     /// Its name, as `ip netns` lists it.
     pub fn name(&self) -> &str {
         &self.name

@@ -44,12 +44,13 @@ impl Address for Addr4 {
 impl Address for Addr6 {
     #[inline(always)]
     fn words(&self) -> [u32; 4] {
-        let o = &self.octets;
+        // Four loads; sixteen byte loads and shifts if the octets were named one by one.
+        let (words, _) = self.octets.as_chunks::<4>();
         [
-            u32::from_ne_bytes([o[0], o[1], o[2], o[3]]),
-            u32::from_ne_bytes([o[4], o[5], o[6], o[7]]),
-            u32::from_ne_bytes([o[8], o[9], o[10], o[11]]),
-            u32::from_ne_bytes([o[12], o[13], o[14], o[15]]),
+            u32::from_ne_bytes(words[0]),
+            u32::from_ne_bytes(words[1]),
+            u32::from_ne_bytes(words[2]),
+            u32::from_ne_bytes(words[3]),
         ]
     }
 }

@@ -9,27 +9,36 @@ pub(crate) const NEXT: i32 = -1;
 /// `TCX_DROP`, `TC_ACT_SHOT`.
 const DROP: i32 = 2;
 
-/// Where a packet that stays alive goes.
+/// Where a packet that stays alive goes: what a redirect helper returned, or [`Leave::NEXT`].
+///
+/// A number and not an enum: an enum's payload is undefined in its other variants, and the verifier refuses to copy
+/// what was never written.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Leave {
+pub(crate) struct Leave(i32);
+
+impl Leave {
     /// On to the next program, as any packet does.
-    Next,
-    /// A redirect helper was called; this is what it returned.
-    Redirected(i32),
+    pub(crate) const NEXT: Self = Self(NEXT);
+
+    /// A redirect helper was called.
+    #[inline(always)]
+    pub(crate) const fn redirected(verdict: i32) -> Self {
+        Self(verdict)
+    }
 }
 
 /// Counts the outcome and returns the hook's verdict.
 #[inline(always)]
 pub(crate) fn finish(outcome: Outcome, leave: Leave) -> i32 {
-    match outcome {
-        Outcome::NotOurs => return NEXT,
-        _ => maps::count(outcome),
+    if outcome == Outcome::NotOurs {
+        return NEXT;
     }
-    match (outcome.kind(), leave) {
-        (Kind::Drop, _) => DROP,
-        (Kind::Pass, _) | (Kind::Translate, Leave::Next) => NEXT,
+    maps::count(outcome);
+    match outcome.kind() {
+        Kind::Drop => DROP,
+        Kind::Pass => NEXT,
         // A reject leaves only as its answer.
-        (Kind::Reject, Leave::Next) => DROP,
-        (Kind::Translate | Kind::Reject, Leave::Redirected(verdict)) => verdict,
+        Kind::Reject if leave == Leave::NEXT => DROP,
+        Kind::Translate | Kind::Reject => leave.0,
     }
 }

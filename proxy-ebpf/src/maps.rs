@@ -79,22 +79,32 @@ static PROGRAMS: ProgramArray<{ sizes::PROGRAMS as usize }> = ProgramArray::new(
 #[btf_map]
 static NAMES: HashMap<u32, Name, { sizes::PORTS as usize }, SPARSE> = HashMap::new();
 
-/// A reply's entry in the making, outside the 512 bytes of stack. Programs on one CPU do not interleave.
+/// A key and its entry, outside the 512 bytes of stack: the packet's own, and the reply's in the making. Programs on
+/// one CPU do not interleave.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(crate) struct Scratch<F: Family> {
+pub(crate) struct Entry<F: Family> {
     pub(crate) key: FlowKey<F>,
     pub(crate) value: Flow<F>,
+    /// Room for the key of a further look-up.
+    pub(crate) partner: FlowKey<F>,
 }
 
 #[btf_map]
-static SCRATCH_V4: PerCpuArray<Scratch<V4>, 1> = PerCpuArray::new();
+static REQUEST_V4: PerCpuArray<Entry<V4>, 1> = PerCpuArray::new();
 #[btf_map]
-static SCRATCH_V6: PerCpuArray<Scratch<V6>, 1> = PerCpuArray::new();
+static REQUEST_V6: PerCpuArray<Entry<V6>, 1> = PerCpuArray::new();
+#[btf_map]
+static REPLY_V4: PerCpuArray<Entry<V4>, 1> = PerCpuArray::new();
+#[btf_map]
+static REPLY_V6: PerCpuArray<Entry<V6>, 1> = PerCpuArray::new();
 
 /// The maps of one family.
 pub(crate) trait Maps: Family {
-    fn scratch() -> Option<&'static mut Scratch<Self>>;
+    /// The packet's own key and entry; taken once per run, by the pipeline.
+    fn request() -> Option<&'static mut Entry<Self>>;
+    /// The reply's; taken once per subprogram.
+    fn reply() -> Option<&'static mut Entry<Self>>;
     fn services() -> &'static Services<Self>;
     fn cluster_ips() -> &'static ClusterIps<Self::Addr>;
     fn slots() -> &'static Slots<Self>;
@@ -104,12 +114,17 @@ pub(crate) trait Maps: Family {
 }
 
 macro_rules! family_maps {
-    ($family:ty: $services:ident $cluster_ips:ident $slots:ident $flows:ident $new:ident $node_addrs:ident $scratch:ident) => {
+    ($family:ty: $services:ident $cluster_ips:ident $slots:ident $flows:ident $new:ident $node_addrs:ident $request:ident $reply:ident) => {
         impl Maps for $family {
             #[inline(always)]
-            fn scratch() -> Option<&'static mut Scratch<Self>> {
+            fn request() -> Option<&'static mut Entry<Self>> {
                 // SAFETY: this CPU's own element, taken once per run.
-                $scratch.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+                $request.get_ptr_mut(0).map(|entry| unsafe { &mut *entry })
+            }
+            #[inline(always)]
+            fn reply() -> Option<&'static mut Entry<Self>> {
+                // SAFETY: this CPU's own element; no two subprograms that take it call each other.
+                $reply.get_ptr_mut(0).map(|entry| unsafe { &mut *entry })
             }
             #[inline(always)]
             fn services() -> &'static Services<Self> {
@@ -139,8 +154,8 @@ macro_rules! family_maps {
     };
 }
 
-family_maps!(V4: SERVICES_V4 CLUSTER_IPS_V4 SLOTS_V4 FLOWS_V4 NEW_V4 NODE_ADDRS_V4 SCRATCH_V4);
-family_maps!(V6: SERVICES_V6 CLUSTER_IPS_V6 SLOTS_V6 FLOWS_V6 NEW_V6 NODE_ADDRS_V6 SCRATCH_V6);
+family_maps!(V4: SERVICES_V4 CLUSTER_IPS_V4 SLOTS_V4 FLOWS_V4 NEW_V4 NODE_ADDRS_V4 REQUEST_V4 REPLY_V4);
+family_maps!(V6: SERVICES_V6 CLUSTER_IPS_V6 SLOTS_V6 FLOWS_V6 NEW_V6 NODE_ADDRS_V6 REQUEST_V6 REPLY_V6);
 
 /// Removes a confirmed entry. One that is gone already is what we want.
 #[inline(always)]

@@ -1,6 +1,8 @@
 //! The steps of the pipeline, one file each.
 
+pub(crate) mod attempt;
 pub(crate) mod confirm;
+pub(crate) mod direct;
 pub(crate) mod flow;
 pub(crate) mod forward;
 pub(crate) mod reject;

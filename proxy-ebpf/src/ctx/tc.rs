@@ -2,9 +2,8 @@
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::{
-    bpf_csum_diff, bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_l3_csum_replace,
-    bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_tail, bpf_skb_load_bytes,
-    bpf_skb_store_bytes,
+    bpf_csum_diff, bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect,
+    bpf_redirect_neigh, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use proxy_common::Family;
 
@@ -208,7 +207,9 @@ impl Skb {
             return Err(HelperError);
         }
         // SAFETY: valid context; `len` bytes behind `skip` are within the buffer.
-        check(unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, buffer.as_mut_ptr().add(skip as usize).cast(), len) })
+        check(unsafe {
+            bpf_skb_load_bytes(self.skb.cast(), offset, buffer.as_mut_ptr().add(skip as usize).cast(), len)
+        })
     }
 
     /// Stores the first `len` bytes of `buffer` at `offset`.
@@ -238,7 +239,8 @@ impl PacketCtx for Skb {
     fn load<T: Plain>(&self, offset: u32) -> Option<T> {
         let mut value = core::mem::MaybeUninit::<T>::uninit();
         // SAFETY: valid context; `value` is as long as stated.
-        let ret = unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, value.as_mut_ptr().cast(), size_of::<T>() as u32) };
+        let ret =
+            unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, value.as_mut_ptr().cast(), size_of::<T>() as u32) };
         // SAFETY: on success the helper filled it, and `Plain` allows every byte pattern.
         if ret == 0 { Some(unsafe { value.assume_init() }) } else { None }
     }

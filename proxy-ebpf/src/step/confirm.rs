@@ -38,7 +38,10 @@ fn follow<F: Maps>(skb: &Skb, key: &FlowKey<F>, found: &Flow<F>) -> Outcome {
         return Outcome::DirectRewritten;
     }
     if key.proto == timeout::UDP && maps::generation(found.endpoint_id) != Some(found.endpoint_gen) {
-        maps::forget_new(&found.partner_key(key));
+        if let Some(work) = F::reply() {
+            found.partner_into(key, &mut work.partner);
+            maps::forget_new(&work.partner);
+        }
         maps::forget_new(key);
         return Outcome::NotOurs;
     }
@@ -47,28 +50,27 @@ fn follow<F: Maps>(skb: &Skb, key: &FlowKey<F>, found: &Flow<F>) -> Outcome {
 
 #[inline(always)]
 fn promote<F: Maps>(key: &FlowKey<F>, found: &mut Flow<F>) -> Outcome {
-    let owner_key = found.partner_key(key);
+    let Some(owner) = F::reply() else { return Outcome::DropHelper };
+    found.partner_into(key, &mut owner.key);
     let pinned = found.flags & Flow::<F>::PINNED != 0;
-    let now = now_secs();
-    let mut owner = if pinned {
-        match F::new_flows().get_ptr(owner_key) {
-            // SAFETY: the map's element, copied out once.
-            Some(owner) => unsafe { *owner },
-            // Evicted before the reply came: the client asks again, and both are made anew.
-            None => return Outcome::DropTupleClash,
-        }
+    if pinned {
+        // Evicted before the reply came: the client asks again, and both are made anew.
+        let Some(held) = F::new_flows().get_ptr(&owner.key) else { return Outcome::DropTupleClash };
+        // SAFETY: the map's element, copied out once.
+        owner.value = unsafe { *held };
     } else {
-        derive(key, found)
-    };
-    owner.last_seen_secs = now;
+        derive(key, found, &mut owner.value);
+    }
+    let now = now_secs();
+    owner.value.last_seen_secs = now;
     found.last_seen_secs = now;
     let fresh = match F::flows().insert(key, &*found, maps::NOEXIST) {
         Ok(()) => true,
         Err(maps::EXISTS) => false,
         Err(_) => return Outcome::DropFlowsFull,
     };
-    if let Err(error) = F::flows().insert(owner_key, owner, maps::NOEXIST)
-        && !(error == maps::EXISTS && leads_here(&owner_key, key))
+    if let Err(error) = F::flows().insert(&owner.key, &owner.value, maps::NOEXIST)
+        && !(error == maps::EXISTS && leads_here(&owner.key, key))
     {
         if fresh {
             maps::forget(key);
@@ -77,22 +79,20 @@ fn promote<F: Maps>(key: &FlowKey<F>, found: &mut Flow<F>) -> Outcome {
     }
     maps::forget_new(key);
     if pinned {
-        maps::forget_new(&owner_key);
+        maps::forget_new(&owner.key);
     }
     Outcome::ReplyFirst
 }
 
 /// The owner entry of a reply entry whose choice was the plain hash.
 #[inline(always)]
-fn derive<F: Maps>(key: &FlowKey<F>, reply: &Flow<F>) -> Flow<F> {
-    Flow {
-        src: key.dst,
-        dst: key.src,
-        sport: key.dport,
-        dport: key.sport,
-        flags: reply.flags & !Flow::<F>::REPLY,
-        ..*reply
-    }
+fn derive<F: Maps>(key: &FlowKey<F>, reply: &Flow<F>, owner: &mut Flow<F>) {
+    *owner = *reply;
+    owner.src = key.dst;
+    owner.dst = key.src;
+    owner.sport = key.dport;
+    owner.dport = key.sport;
+    owner.flags &= !Flow::<F>::REPLY;
 }
 
 /// True if the confirmed owner's requests go to the endpoint that answers here.
@@ -110,7 +110,12 @@ macro_rules! subprogram {
         /// Verified by itself, with its own stack.
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $name(skb: *mut __sk_buff, key: *const FlowKey<$family>, found: *mut Flow<$family>, seen: u32) -> u32 {
+        extern "C" fn $name(
+            skb: *mut __sk_buff,
+            key: *const FlowKey<$family>,
+            found: *mut Flow<$family>,
+            seen: u32,
+        ) -> u32 {
             if key.is_null() || found.is_null() {
                 return Outcome::DropHelper as u32;
             }

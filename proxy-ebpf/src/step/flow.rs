@@ -21,7 +21,9 @@ pub(crate) fn established<F: Maps>(skb: &Skb, key: &FlowKey<F>, tcp_flags: u8, f
             return Outcome::LayerTwoTransit;
         }
         if is_over(key, tcp_flags, found) {
-            remove(key, found);
+            if let Some(work) = F::reply() {
+                remove(key, found, &mut work.partner);
+            }
             return Outcome::NotOurs;
         }
     }
@@ -39,7 +41,9 @@ pub(crate) fn established<F: Maps>(skb: &Skb, key: &FlowKey<F>, tcp_flags: u8, f
 /// False for a bridged frame on its way to somebody else: the flow remembers the gateway MAC it was opened through.
 #[inline(always)]
 pub(crate) fn is_for_us<F: Maps>(skb: &Skb, key: &FlowKey<F>, owner: &Flow<F>) -> bool {
-    key.dir == Direction::Out as u8 || skb.is_for_device() || skb.load_at::<[u8; 6], 0>().is_some_and(|mac| same_mac(&mac, &owner.entry_mac))
+    key.dir == Direction::Out as u8
+        || skb.is_for_device()
+        || skb.load_at::<[u8; 6], 0>().is_some_and(|mac| same_mac(&mac, &owner.entry_mac))
 }
 
 /// Word by word: an array comparison becomes a memcmp call.
@@ -63,9 +67,9 @@ fn is_over<F: Maps>(key: &FlowKey<F>, tcp_flags: u8, owner: &Flow<F>) -> bool {
 
 /// Removes a pair. Both halves, or the one left would hold the tuple.
 #[inline(always)]
-pub(crate) fn remove<F: Maps>(key: &FlowKey<F>, value: &Flow<F>) {
-    let partner = value.partner_key(key);
-    maps::forget(&partner);
+pub(crate) fn remove<F: Maps>(key: &FlowKey<F>, value: &Flow<F>, room: &mut FlowKey<F>) {
+    value.partner_into(key, room);
+    maps::forget(room);
     maps::forget(key);
 }
 
@@ -79,14 +83,18 @@ fn note_end<F: Maps>(entry: *mut Flow<F>, key: &FlowKey<F>, tcp_flags: u8, found
     if tcp_flags & RST != 0 {
         seen |= Flow::<F>::RST;
     }
-    // SAFETY: each side has its own byte, so two CPUs never write the same one; a value that was recycled meanwhile
-    // would age a little early.
-    unsafe {
-        if found.flags & Flow::<F>::REPLY == 0 {
-            (*entry).seen_client |= seen;
-        } else if let Some(owner) = F::flows().get_ptr_mut(found.partner_key(key)) {
-            (*owner).seen_server |= seen;
-        }
+    // Each side has its own byte, so two CPUs never write the same one; a value that was recycled meanwhile would age
+    // a little early.
+    if found.flags & Flow::<F>::REPLY == 0 {
+        // SAFETY: the map's element.
+        unsafe { (*entry).seen_client |= seen }
+        return;
+    }
+    let Some(work) = F::reply() else { return };
+    found.partner_into(key, &mut work.partner);
+    if let Some(owner) = F::flows().get_ptr_mut(&work.partner) {
+        // SAFETY: the map's element.
+        unsafe { (*owner).seen_server |= seen }
     }
 }
 

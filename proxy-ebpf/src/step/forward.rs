@@ -25,13 +25,13 @@ pub(crate) fn forward<F: Family>(skb: &Skb, flow: &Flow<F>, key: &FlowKey<F>, ou
         let bridged = flow.flags & (Flow::<F>::BRIDGED | Flow::<F>::REPLY) == Flow::<F>::BRIDGED;
         let known = flow.next_mac[0] | flow.next_mac[1] | flow.next_mac[2] | flow.next_mac[3] != 0;
         if bridged && known && key.dir == Direction::In as u8 && rewrite::next_hop(skb, &flow.next_mac).is_err() {
-            return (Outcome::DropHelper, Leave::Next);
+            return (Outcome::DropHelper, Leave::NEXT);
         }
-        return (outcome, Leave::Next);
+        return (outcome, Leave::NEXT);
     };
     match done {
-        Ok(verdict) => (outcome, Leave::Redirected(verdict)),
-        Err(_) => (Outcome::DropHelper, Leave::Next),
+        Ok(verdict) => (outcome, Leave::redirected(verdict)),
+        Err(_) => (Outcome::DropHelper, Leave::NEXT),
     }
 }
 

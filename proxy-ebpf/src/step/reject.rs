@@ -33,17 +33,17 @@ const ICMPV6: u8 = 58;
 #[inline(always)]
 pub(crate) fn answer<F: Answer>(skb: &Skb, key: &FlowKey<F>, l4: u32, outcome: Outcome) -> (Outcome, Leave) {
     if !take_token() {
-        return (Outcome::DropRejectLimit, Leave::Next);
+        return (Outcome::DropRejectLimit, Leave::NEXT);
     }
     match F::build(skb, key, l4) {
         BUILT => {}
-        UNANSWERABLE => return (Outcome::DropUnanswerable, Leave::Next),
-        _ => return (Outcome::DropHelper, Leave::Next),
+        UNANSWERABLE => return (Outcome::DropUnanswerable, Leave::NEXT),
+        _ => return (Outcome::DropHelper, Leave::NEXT),
     }
     skb.set_tc_index(tc_index::REPLY);
     let ifindex = skb.ifindex();
     let inward = key.dir == Direction::Out as u8;
-    (outcome, Leave::Redirected(if inward { tc::redirect_in(ifindex) } else { tc::redirect_out(ifindex) }))
+    (outcome, Leave::redirected(if inward { tc::redirect_in(ifindex) } else { tc::redirect_out(ifindex) }))
 }
 
 /// The packet has become its answer.
@@ -118,8 +118,8 @@ fn reset<F: Answer>(skb: &Skb, key: &FlowKey<F>, l4: u32) -> Result<(), HelperEr
     };
     let (from, to) = (key.dport.to_be_bytes(), key.sport.to_be_bytes());
     let mut header = [
-        from[0], from[1], to[0], to[1], seq[0], seq[1], seq[2], seq[3], ack[0], ack[1], ack[2], ack[3], 0x50, flags, 0, 0,
-        0, 0, 0, 0,
+        from[0], from[1], to[0], to[1], seq[0], seq[1], seq[2], seq[3], ack[0], ack[1], ack[2], ack[3], 0x50, flags, 0,
+        0, 0, 0, 0, 0,
     ];
     let sum = tc::checksum(&header, pseudo_header(key, timeout::TCP, TCP_LEN)?);
     [header[16], header[17]] = fold(sum);
@@ -176,8 +176,10 @@ impl Answer for V4 {
     fn write_ip(skb: &Skb, key: &FlowKey<Self>, proto: u8, payload: u32) -> Result<(), HelperError> {
         let (s, d) = (key.dst.octets, key.src.octets);
         let total = ((Self::HEADER_LEN + payload) as u16).to_be_bytes();
-        let mut header =
-            [0x45, 0, total[0], total[1], 0, 0, 0x40, 0, TTL, proto, 0, 0, s[0], s[1], s[2], s[3], d[0], d[1], d[2], d[3]];
+        let mut header = [
+            0x45, 0, total[0], total[1], 0, 0, 0x40, 0, TTL, proto, 0, 0, s[0], s[1], s[2], s[3], d[0], d[1], d[2],
+            d[3],
+        ];
         [header[10], header[11]] = fold(tc::checksum(&header, 0));
         skb.store(ETHERNET, &header, true)
     }

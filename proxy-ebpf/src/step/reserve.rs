@@ -3,7 +3,7 @@
 use proxy_common::abi::{Flow, FlowKey};
 
 use super::flow;
-use crate::maps::{self, Maps};
+use crate::maps::{self, Entry, Maps};
 
 /// What asking for a tuple gave.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -20,20 +20,21 @@ pub(crate) enum Reservation {
 
 /// Asks for the reply's tuple.
 #[inline(always)]
-pub(crate) fn reply<F: Maps>(key: &FlowKey<F>, value: &Flow<F>) -> Reservation {
-    if let Some(entry) = F::flows().get_ptr(key) {
+pub(crate) fn reply<F: Maps>(reply: &mut Entry<F>) -> Reservation {
+    let Entry { key, value, partner } = reply;
+    if let Some(entry) = F::flows().get_ptr(&*key) {
         // SAFETY: the map's element; each field is read once.
         let held = unsafe { &*entry };
         if leads_to_same(held, value) {
             // Its owner entry is missing, or we would not have come here: the reply makes it anew.
             maps::forget(key);
-        } else if is_live(key, held) {
+        } else if is_live(key, held, partner) {
             return Reservation::Taken;
         } else {
-            flow::remove(key, held);
+            flow::remove(key, held, partner);
         }
     }
-    match F::new_flows().insert(key, value, maps::NOEXIST) {
+    match F::new_flows().insert(&*key, &*value, maps::NOEXIST) {
         Ok(()) => Reservation::Fresh,
         Err(maps::EXISTS) => half_open(key, value),
         Err(_) => Reservation::Full,
@@ -61,14 +62,15 @@ fn half_open<F: Maps>(key: &FlowKey<F>, value: &Flow<F>) -> Reservation {
 
 /// True if both give the reply to the same client under the same Service address.
 #[inline(always)]
-fn leads_to_same<F: Maps>(a: &Flow<F>, b: &Flow<F>) -> bool {
+pub(crate) fn leads_to_same<F: Maps>(a: &Flow<F>, b: &Flow<F>) -> bool {
     a.src == b.src && a.dst == b.dst && a.sport == b.sport && a.dport == b.dport
 }
 
 /// True if the flow of a confirmed reply entry is still open.
 #[inline(always)]
-pub(crate) fn is_live<F: Maps>(key: &FlowKey<F>, reply: &Flow<F>) -> bool {
-    match F::flows().get_ptr(reply.partner_key(key)) {
+pub(crate) fn is_live<F: Maps>(key: &FlowKey<F>, reply: &Flow<F>, room: &mut FlowKey<F>) -> bool {
+    reply.partner_into(key, room);
+    match F::flows().get_ptr(&*room) {
         // SAFETY: the map's element; each field is read once.
         Some(owner) => unsafe { !(*owner).is_closed() },
         None => false,

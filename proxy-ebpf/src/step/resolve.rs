@@ -1,19 +1,17 @@
 //! The first packet of a flow: which Service, which endpoint, which tuple.
 
 use aya_ebpf::bindings::__sk_buff;
-use proxy_common::abi::{Config, Direction, Flow, FlowKey, Role, Run, Service, Slot, filter};
+use proxy_common::abi::{Config, Direction, Flow, FlowKey, Role, Service, filter};
 use proxy_common::algo::{hash, timeout};
 use proxy_common::{Outcome, V4, V6};
 
-use super::reserve::{self, Reservation};
 use super::service::{self, Choice};
-use super::route::{self, Source};
-use super::{confirm::HalfOpen, flow};
+use super::{attempt::Attempt, confirm::HalfOpen, direct::Direct, flow, reject::Answer, rewrite::Rewrite};
+use crate::config;
 use crate::ctx::PacketCtx;
-use crate::ctx::tc::{Skb, now_secs};
-use crate::maps::{self, Maps, Scratch};
+use crate::ctx::tc::Skb;
+use crate::maps::{self, Maps};
 use crate::packet::{ACK, RST, SYN};
-use crate::{config, step::reject::Answer, step::rewrite::Rewrite};
 
 /// What the fast path saw of the packet, as one word: a subprogram's argument is a scalar or a pointer.
 #[derive(Clone, Copy)]
@@ -52,15 +50,22 @@ impl Seen {
     }
 }
 
-/// Attempts at a free tuple: the plain choice, three other endpoints, then four other source ports.
+/// Attempts at a free tuple: the plain choice and three other endpoints …
 const ENDPOINT_ATTEMPTS: u32 = 4;
-const ATTEMPTS: u32 = 8;
+/// … then other source ports.
+pub(crate) const SPARE_ATTEMPTS: u32 = 4;
 /// Where source ports that had to be exchanged come from: above the default `ip_local_port_range`.
 const SPARE_PORTS: u32 = 61_000;
 const SPARE_PORT_COUNT: u32 = 4_536;
 
+/// The source port of an attempt that exchanges it.
 #[inline(always)]
-fn resolve<F: Source>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen) -> Outcome {
+pub(crate) const fn spare_port(hash: u32, attempt: u32) -> u16 {
+    (SPARE_PORTS + (hash >> 4).wrapping_add(attempt * 797) % SPARE_PORT_COUNT) as u16
+}
+
+#[inline(always)]
+fn resolve<F: Resolve>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen) -> Outcome {
     let bits = seen.bits_of_filter();
     if key.dir == Direction::Out as u8 && bits & filter::SERVICE == 0 {
         return Outcome::NotOurs;
@@ -75,20 +80,21 @@ fn resolve<F: Source>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: Se
     let Some(choice) = service::choice(skb, &service, key.dir == Direction::Out as u8) else {
         return Outcome::RejectNoEndpoint;
     };
-    let outcome = if choice.run.is_empty() { service::refuse(choice.run) } else { choose(skb, key, found, &service, &choice) };
+    let outcome =
+        if choice.run.is_empty() { service::refuse(choice.run) } else { choose(skb, key, found, &service, &choice) };
     maps::count_port(service.port_id, !matches!(outcome, Outcome::RequestNew | Outcome::RequestHalfOpen));
     outcome
 }
 
 /// The destination is no Service port. A ClusterIP refuses; an endpoint's own address is guarded against a clash.
 #[inline(always)]
-fn no_service<F: Maps>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen) -> Outcome {
+fn no_service<F: Resolve>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen) -> Outcome {
     let bits = seen.bits_of_filter();
     if bits & filter::SERVICE != 0 && service::is_cluster_ip::<F>(&key.dst) {
         return if entered_for_us(skb, key, found) { Outcome::RejectUnknownPort } else { Outcome::LayerTwoTransit };
     }
     if bits & filter::ENDPOINT != 0 && key.dir == Direction::In as u8 {
-        return direct(key, found, seen);
+        return F::direct(key, found, seen);
     }
     Outcome::NotOurs
 }
@@ -96,6 +102,7 @@ fn no_service<F: Maps>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: S
 /// False for a bridged frame that is not addressed to the device or its bridge. Remembers the MAC that it carries.
 #[inline(always)]
 fn entered_for_us<F: Maps>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>) -> bool {
+    found.entry_mac = [0; 6];
     if key.dir == Direction::Out as u8 || skb.is_for_device() {
         return true;
     }
@@ -115,176 +122,56 @@ fn mid_stream(seen: Seen) -> Outcome {
 
 /// Chooses an endpoint and reserves the reply's tuple.
 #[inline(always)]
-fn choose<F: Source>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, service: &Service, choice: &Choice) -> Outcome {
+fn choose<F: Resolve>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, service: &Service, choice: &Choice) -> Outcome {
     let seed = config::get().map_or(0, |c| c.seed);
-    let hash = hash::tuple(key, seed);
+    let hash = tuple_hash(key, seed);
+    found.port_id = service.port_id;
     if choice.moved && !choice.settled.is_empty() {
         // The run moved while this flow may be half open under the earlier one: it keeps the endpoint it had.
-        if let Some(slot) = slot::<F>(service.port_id, choice.settled, hash::index(hash, choice.settled.len()))
-            && let Some(outcome) = keep(skb, key, found, service.port_id, &slot)
-        {
-            return outcome;
+        let settled = choice.settled;
+        (found.sport, found.flags) = (key.sport, 0);
+        let index = settled.base().wrapping_add(hash::index(hash, settled.len()));
+        if F::attempt(skb, key, found, index, true) == Outcome::RequestHalfOpen {
+            return Outcome::RequestHalfOpen;
         }
     }
-    let first = hash::index(hash, choice.run.len());
-    for attempt in 0..ATTEMPTS {
-        let (index, sport) = candidate(attempt, first, choice.run.len(), hash, key.sport);
+    let run = choice.run;
+    let first = hash::index(hash, run.len());
+    for attempt in 0..ENDPOINT_ATTEMPTS + SPARE_ATTEMPTS {
+        let (index, sport) = candidate(attempt, first, run.len(), hash, key.sport);
         if attempt != 0 && attempt < ENDPOINT_ATTEMPTS && index == first {
             continue;
         }
-        let Some(slot) = slot::<F>(service.port_id, choice.run, index) else { return Outcome::DropSlotRace };
-        fill(key, found, service.port_id, &slot, sport);
-        if attempt != 0 || choice.moved {
-            found.flags |= Flow::<F>::PINNED;
-        }
-        if let Err(outcome) = route::request(skb, key, found) {
+        found.sport = sport;
+        found.flags = if attempt != 0 || choice.moved { Flow::<F>::PINNED } else { 0 };
+        let outcome = F::attempt(skb, key, found, run.base().wrapping_add(index), false);
+        if outcome != Outcome::NotOurs {
             return outcome;
-        }
-        match claim(skb, key, found) {
-            Reservation::Fresh => return Outcome::RequestNew,
-            Reservation::Ours => return Outcome::RequestHalfOpen,
-            Reservation::Full => return Outcome::DropFlowsFull,
-            Reservation::Taken => {}
         }
     }
     Outcome::DropTupleClash
+}
+
+/// The hash of a tuple, in a frame of its own: inlined, it keeps both addresses on the caller's stack.
+#[inline(never)]
+pub(crate) fn tuple_hash<F: Maps>(key: &FlowKey<F>, seed: u64) -> u32 {
+    hash::tuple(key, seed)
 }
 
 /// Index and source port of an attempt.
 #[inline(always)]
-fn candidate(attempt: u32, first: u32, len: u32, hash: u32, sport: u16) -> (u32, u16) {
-    if attempt < ENDPOINT_ATTEMPTS {
-        let index = first + attempt;
-        // One subtraction folds it: the index is below len, and more attempts than endpoints come round to the first.
-        return (if index >= len { if index - len >= len { first } else { index - len } } else { index }, sport);
+const fn candidate(attempt: u32, first: u32, len: u32, hash: u32, sport: u16) -> (u32, u16) {
+    if attempt >= ENDPOINT_ATTEMPTS {
+        return (first, spare_port(hash, attempt));
     }
-    (first, (SPARE_PORTS + (hash >> 4).wrapping_add(attempt * 797) % SPARE_PORT_COUNT) as u16)
-}
-
-/// Follows a half-open flow of the settled run, if its reply's tuple is held by it.
-#[inline(always)]
-fn keep<F: Source>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, port_id: u32, slot: &Slot<F>) -> Option<Outcome> {
-    let scratch = F::scratch()?;
-    scratch.key = FlowKey::new(slot.addr, slot.port, key.src, key.sport, key.proto, Direction::Out);
-    let held = F::new_flows().get_ptr(scratch.key)?;
-    // SAFETY: the map's element; each field is read once.
-    let held = unsafe { &*held };
-    if held.src != key.dst || held.sport != key.dport || flow::is_stale(held.last_seen_secs) {
-        return None;
-    }
-    if key.proto == timeout::UDP && maps::generation(slot.endpoint_id) != Some(slot.endpoint_gen) {
-        return None;
-    }
-    fill(key, found, port_id, slot, key.sport);
-    route::request(skb, key, found).ok()?;
-    Some(Outcome::RequestHalfOpen)
-}
-
-/// One slot of a run. The owner is checked: a reader that is late finds another port's.
-#[inline(always)]
-fn slot<F: Maps>(port_id: u32, run: Run, index: u32) -> Option<Slot<F>> {
-    let slot = F::slots().get_ptr(run.base().wrapping_add(index))?;
-    // SAFETY: the map's element, copied out once. Slots are not reused before a grace period has passed.
-    let slot = unsafe { *slot };
-    (slot.owner == port_id).then_some(slot)
-}
-
-/// The owner entry of a flow to this endpoint.
-#[inline(always)]
-fn fill<F: Maps>(key: &FlowKey<F>, found: &mut Flow<F>, port_id: u32, slot: &Slot<F>, sport: u16) {
-    found.src = key.src;
-    found.sport = sport;
-    found.dst = slot.addr;
-    found.dport = slot.port;
-    found.flags = 0;
-    found.seen_client = 0;
-    found.seen_server = 0;
-    found.port_id = port_id;
-    found.endpoint_id = slot.endpoint_id;
-    found.endpoint_gen = slot.endpoint_gen;
-    found.last_seen_secs = now_secs();
-}
-
-/// Reserves the reply's tuple, and the request's where the plain hash would not find the way again.
-#[inline(always)]
-fn claim<F: Maps>(skb: &Skb, key: &FlowKey<F>, found: &Flow<F>) -> Reservation {
-    let Some(scratch) = F::scratch() else { return Reservation::Taken };
-    reply_entry(key, found, scratch);
-    if found.flags & Flow::<F>::REDIRECT != 0 {
-        let Some(device) = maps::device(skb.ifindex()) else { return Reservation::Taken };
-        scratch.value.flags = scratch.value.flags & !Flow::<F>::REDIRECT | Flow::<F>::REINJECT;
-        scratch.value.ifindex = skb.ifindex();
-        scratch.value.entry_mac = device.mac;
-    }
-    let reservation = reserve::reply(&scratch.key, &scratch.value);
-    if found.flags & Flow::<F>::PINNED != 0
-        && matches!(reservation, Reservation::Fresh | Reservation::Ours)
-        && F::new_flows().insert(key, found, maps::ANY).is_err()
-    {
-        return Reservation::Full;
-    }
-    reservation
-}
-
-/// The reply's entry of an owner entry.
-#[inline(always)]
-fn reply_entry<F: Maps>(key: &FlowKey<F>, owner: &Flow<F>, scratch: &mut Scratch<F>) {
-    scratch.key = owner.partner_key(key);
-    scratch.value = *owner;
-    scratch.value.src = key.dst;
-    scratch.value.sport = key.dport;
-    scratch.value.dst = key.src;
-    scratch.value.dport = key.sport;
-    scratch.value.flags |= Flow::<F>::REPLY;
-}
-
-/// A packet to an endpoint's own address. If a Service flow holds the reply's tuple, the source port is exchanged.
-#[inline(always)]
-fn direct<F: Maps>(key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen) -> Outcome {
-    if key.proto == timeout::TCP && seen.tcp_flags() & (SYN | ACK | RST) != SYN {
-        return Outcome::NotOurs;
-    }
-    if !is_held(&key.reversed(Direction::Out)) {
-        return Outcome::NotOurs;
-    }
-    let hash = hash::tuple(key, 0);
-    for attempt in ENDPOINT_ATTEMPTS..ATTEMPTS {
-        let (_, sport) = candidate(attempt, 0, 1, hash, key.sport);
-        *found = Flow {
-            src: key.src,
-            dst: key.dst,
-            sport,
-            dport: key.dport,
-            flags: Flow::<F>::DIRECT | Flow::<F>::PINNED,
-            last_seen_secs: now_secs(),
-            ..Flow::EMPTY
-        };
-        let Some(scratch) = F::scratch() else { return Outcome::DropHelper };
-        reply_entry(key, found, scratch);
-        if matches!(reserve::reply(&scratch.key, &scratch.value), Reservation::Fresh | Reservation::Ours) {
-            maps::note_direct_rewrite();
-            if F::new_flows().insert(key, &*found, maps::ANY).is_err() {
-                return Outcome::DropFlowsFull;
-            }
-            return Outcome::DirectRewritten;
-        }
-    }
-    Outcome::DropTupleClash
-}
-
-/// True if a live Service flow expects its replies under this key.
-#[inline(always)]
-fn is_held<F: Maps>(reply_key: &FlowKey<F>) -> bool {
-    let skip = Flow::<F>::DIRECT | Flow::<F>::HAIRPIN;
-    if let Some(held) = F::flows().get_ptr(reply_key) {
-        // SAFETY: the map's element; each field is read once.
-        let held = unsafe { &*held };
-        return held.flags & skip == 0 && reserve::is_live(reply_key, held);
-    }
-    match F::new_flows().get_ptr(reply_key) {
-        // SAFETY: as above.
-        Some(held) => unsafe { (*held).flags & skip == 0 && !flow::is_stale((*held).last_seen_secs) },
-        None => false,
+    let index = first + attempt;
+    // The index is below len, so one subtraction folds it; more attempts than endpoints come round to the first.
+    if index < len {
+        (index, sport)
+    } else if index - len < len {
+        (index - len, sport)
+    } else {
+        (first, sport)
     }
 }
 
@@ -293,7 +180,12 @@ macro_rules! subprogram {
         /// Verified by itself, with its own stack.
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $name(skb: *mut __sk_buff, key: *const FlowKey<$family>, found: *mut Flow<$family>, seen: u32) -> u32 {
+        extern "C" fn $name(
+            skb: *mut __sk_buff,
+            key: *const FlowKey<$family>,
+            found: *mut Flow<$family>,
+            seen: u32,
+        ) -> u32 {
             if key.is_null() || found.is_null() {
                 return Outcome::DropHelper as u32;
             }
@@ -308,7 +200,7 @@ subprogram!(resolve_v4, V4);
 subprogram!(resolve_v6, V6);
 
 /// Everything that the pipeline needs of a family; [`resolve`] as a global subprogram.
-pub(crate) trait Resolve: HalfOpen + Rewrite + Answer + Source {
+pub(crate) trait Resolve: HalfOpen + Attempt + Direct + Rewrite + Answer {
     fn resolve(skb: &Skb, key: &FlowKey<Self>, found: &mut Flow<Self>, seen: Seen) -> Outcome;
 }
 

@@ -15,17 +15,29 @@ const LOOPBACK: u32 = 1;
 /// Completes the owner entry: flags, device, MAC, and the source where it changes.
 #[inline(always)]
 pub(crate) fn request<F: Source>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>) -> Result<(), Outcome> {
-    if key.dir == Direction::Out as u8 {
-        return from_node(skb, key, found);
-    }
-    if found.dst == key.src {
+    let outward = key.dir == Direction::Out as u8;
+    if !outward && found.dst == key.src {
         return to_itself(skb, found);
     }
-    if let Some(device) = maps::device(skb.ifindex())
-        && device.role == Role::BridgePort as u8
-    {
-        over_bridge(skb, found, device.master);
+    let (mut entry, mut flags) = (LOOPBACK, 0);
+    if outward {
+        if config::get().is_some_and(|c| c.flags & Config::FIB_SOURCE != 0) {
+            flags = Fib::SOURCE;
+        }
+    } else {
+        match maps::device(skb.ifindex()) {
+            Some(device) if device.role == Role::BridgePort as u8 => entry = device.master,
+            _ => return Ok(()),
+        }
     }
+    // One question for both: it is 64 bytes of stack.
+    let source = if outward { F::UNSPECIFIED } else { found.src };
+    let mut fib = Fib::new::<F>(entry, &source, &found.dst);
+    let result = skb.route(&mut fib, flags);
+    if outward {
+        return from_node(skb, key, found, &fib, result);
+    }
+    over_bridge(found, entry, &fib, result);
     Ok(())
 }
 
@@ -47,33 +59,36 @@ fn to_itself<F: Source>(skb: &Skb, found: &mut Flow<F>) -> Result<(), Outcome> {
 /// If the endpoint is on the client's own bridge, the packet takes the way of a direct one: by MAC, not through the
 /// router.
 #[inline(always)]
-fn over_bridge<F: Source>(skb: &Skb, found: &mut Flow<F>, bridge: u32) {
-    let mut fib = Fib::new::<F>(bridge, &found.src, &found.dst);
-    let result = skb.route(&mut fib, 0);
-    if fib.ifindex != bridge {
+fn over_bridge<F: Source>(found: &mut Flow<F>, bridge: u32, fib: &Fib, result: i64) {
+    if fib.ifindex != bridge || !matches!(result, Fib::SUCCESS | Fib::NO_NEIGHBOUR) {
         return;
     }
-    match result {
-        Fib::SUCCESS => found.next_mac = fib.dmac,
-        // The stack routes this one and asks for the neighbour; the next packet finds it.
-        Fib::NO_NEIGHBOUR => found.next_mac = [0; 6],
-        _ => return,
-    }
+    // With the neighbour unknown the stack routes this packet and asks for it; a later one finds it.
+    found.next_mac = if result == Fib::SUCCESS { fib.dmac } else { [0; 6] };
     found.flags |= Flow::<F>::BRIDGED;
     found.ifindex = bridge;
 }
 
-/// A process of the node: the stack has routed the packet to the Service's address; ask where the endpoint is.
+/// A process of the node: the stack has routed the packet to the Service's address; the kernel knows a better way to
+/// the endpoint.
 #[inline(always)]
-fn from_node<F: Source>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>) -> Result<(), Outcome> {
-    let knows_source = config::get().is_some_and(|c| c.flags & Config::FIB_SOURCE != 0);
-    let mut fib = Fib::new::<F>(LOOPBACK, &F::UNSPECIFIED, &found.dst);
-    match skb.route(&mut fib, if knows_source { Fib::SOURCE } else { 0 }) {
+fn from_node<F: Source>(
+    skb: &Skb,
+    key: &FlowKey<F>,
+    found: &mut Flow<F>,
+    fib: &Fib,
+    result: i64,
+) -> Result<(), Outcome> {
+    match result {
         Fib::SUCCESS | Fib::NO_NEIGHBOUR => {}
         Fib::NOT_FORWARDED => return to_node(skb, key, found),
         _ => return Err(Outcome::DropNoRoute),
     }
-    let source = if knows_source { fib.source::<F>() } else { preferred::<F>(fib.ifindex) };
+    // Before 6.7 the kernel leaves the source as it was asked: unspecified.
+    let mut source = fib.source::<F>();
+    if source == F::UNSPECIFIED {
+        source = maps::device(fib.ifindex).map_or(F::UNSPECIFIED, F::source);
+    }
     if source != F::UNSPECIFIED {
         found.src = source;
     }
@@ -93,11 +108,6 @@ fn to_node<F: Source>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>) -> Resul
     found.ifindex = skb.ifindex();
     found.entry_mac = device.mac;
     Ok(())
-}
-
-#[inline(always)]
-fn preferred<F: Source>(ifindex: u32) -> F::Addr {
-    maps::device(ifindex).map_or(F::UNSPECIFIED, F::source)
 }
 
 /// A device's preferred source address.

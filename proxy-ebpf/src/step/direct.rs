@@ -1,0 +1,88 @@
+//! A packet to an endpoint's own address. Where a Service flow of the same client port holds the reply's tuple, the
+//! source port is exchanged, as the kernel's NAT does: both connections work.
+
+use proxy_common::abi::{Direction, Flow, FlowKey};
+use proxy_common::algo::timeout;
+use proxy_common::{Outcome, V4, V6};
+
+use super::attempt::reply_entry;
+use super::flow;
+use super::reserve::{self, Reservation};
+use super::resolve::{SPARE_ATTEMPTS, Seen, spare_port, tuple_hash};
+use crate::ctx::tc::now_secs;
+use crate::maps::{self, Entry, Maps};
+use crate::packet::{ACK, RST, SYN};
+
+#[inline(always)]
+fn guard<F: Maps>(key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen) -> Outcome {
+    if key.proto == timeout::TCP && seen.tcp_flags() & (SYN | ACK | RST) != SYN {
+        return Outcome::NotOurs;
+    }
+    let Some(reply) = F::reply() else { return Outcome::DropHelper };
+    reply.key = key.reversed(Direction::Out);
+    if !is_held(reply) {
+        return Outcome::NotOurs;
+    }
+    let hash = tuple_hash(key, 0);
+    *found = Flow { src: key.src, dst: key.dst, dport: key.dport, ..Flow::EMPTY };
+    found.flags = Flow::<F>::DIRECT | Flow::<F>::PINNED;
+    found.last_seen_secs = now_secs();
+    for attempt in 0..SPARE_ATTEMPTS {
+        found.sport = spare_port(hash, attempt);
+        reply_entry(key, found, reply);
+        if matches!(reserve::reply(reply), Reservation::Fresh | Reservation::Ours) {
+            maps::note_direct_rewrite();
+            let stored = F::new_flows().insert(key, &*found, maps::ANY);
+            return if stored.is_ok() { Outcome::DirectRewritten } else { Outcome::DropFlowsFull };
+        }
+    }
+    Outcome::DropTupleClash
+}
+
+/// True if a live Service flow expects its replies under this key.
+#[inline(always)]
+fn is_held<F: Maps>(reply: &mut Entry<F>) -> bool {
+    let Entry { key, partner, .. } = reply;
+    let skip = Flow::<F>::DIRECT | Flow::<F>::HAIRPIN;
+    if let Some(held) = F::flows().get_ptr(&*key) {
+        // SAFETY: the map's element; each field is read once.
+        let held = unsafe { &*held };
+        return held.flags & skip == 0 && reserve::is_live(key, held, partner);
+    }
+    match F::new_flows().get_ptr(&*key) {
+        // SAFETY: as above.
+        Some(held) => unsafe { (*held).flags & skip == 0 && !flow::is_stale((*held).last_seen_secs) },
+        None => false,
+    }
+}
+
+macro_rules! subprogram {
+    ($name:ident, $family:ty) => {
+        /// Verified by itself, with its own stack.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $name(key: *const FlowKey<$family>, found: *mut Flow<$family>, seen: u32) -> u32 {
+            if key.is_null() || found.is_null() {
+                return Outcome::DropHelper as u32;
+            }
+            // SAFETY: not null, and the verifier checks the caller's memory against the types' sizes.
+            let (key, found) = unsafe { (&*key, &mut *found) };
+            guard::<$family>(key, found, Seen::from_bits(seen)) as u32
+        }
+
+        impl Direct for $family {
+            #[inline(always)]
+            fn direct(key: &FlowKey<Self>, found: &mut Flow<Self>, seen: Seen) -> Outcome {
+                Seen::outcome($name(key, found, seen.bits()))
+            }
+        }
+    };
+}
+
+/// [`guard`] of a family, as a global subprogram.
+pub(crate) trait Direct: Maps {
+    fn direct(key: &FlowKey<Self>, found: &mut Flow<Self>, seen: Seen) -> Outcome;
+}
+
+subprogram!(direct_v4, V4);
+subprogram!(direct_v6, V6);

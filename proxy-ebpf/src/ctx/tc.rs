@@ -54,6 +54,8 @@ impl Fib {
     pub const NOT_FORWARDED: i64 = 4;
     /// `BPF_FIB_LKUP_RET_NO_NEIGH`: the route is known, the neighbour's MAC is not.
     pub const NO_NEIGHBOUR: i64 = 7;
+    /// `BPF_FIB_LKUP_RET_FRAG_NEEDED`: the route is known, the packet exceeds its MTU.
+    pub const TOO_LONG: i64 = 8;
     /// `BPF_FIB_LOOKUP_SRC` (6.7): give back the preferred source address.
     pub const SOURCE: u32 = 1 << 4;
 

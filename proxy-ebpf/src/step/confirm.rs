@@ -64,18 +64,23 @@ fn promote<F: Maps>(key: &FlowKey<F>, found: &mut Flow<F>) -> Outcome {
     let now = now_secs();
     owner.value.last_seen_secs = now;
     found.last_seen_secs = now;
-    let fresh = match F::flows().insert(key, &*found, maps::NOEXIST) {
+    // The owner first: a request that finds it needs nothing else, one that finds only the reply would take it for a
+    // leftover.
+    let fresh = match F::flows().insert(&owner.key, &owner.value, maps::NOEXIST) {
         Ok(()) => true,
-        Err(maps::EXISTS) => false,
+        Err(maps::EXISTS) if leads_here(&owner.key, key) => false,
+        // An answer of an endpoint that was asked first and has been replaced since.
+        Err(maps::EXISTS) => return Outcome::DropTupleClash,
         Err(_) => return Outcome::DropFlowsFull,
     };
-    if let Err(error) = F::flows().insert(&owner.key, &owner.value, maps::NOEXIST)
-        && !(error == maps::EXISTS && leads_here(&owner.key, key))
-    {
-        if fresh {
-            maps::forget(key);
+    match F::flows().insert(key, &*found, maps::NOEXIST) {
+        Ok(()) | Err(maps::EXISTS) => {}
+        Err(_) => {
+            if fresh {
+                maps::forget(&owner.key);
+            }
+            return Outcome::DropFlowsFull;
         }
-        return if error == maps::EXISTS { Outcome::DropTupleClash } else { Outcome::DropFlowsFull };
     }
     maps::forget_new(key);
     if pinned {

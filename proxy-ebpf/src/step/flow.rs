@@ -38,11 +38,13 @@ pub(crate) fn established<F: Maps>(skb: &Skb, key: &FlowKey<F>, tcp_flags: u8, f
     }
 }
 
-/// False for a bridged frame on its way to somebody else: the flow remembers the gateway MAC it was opened through.
+/// False for a bridged frame on its way to somebody else: the flow remembers the gateway MAC it was opened through. A
+/// direct packet is bridged to its endpoint as a rule, and its port is exchanged all the same.
 #[inline(always)]
 pub(crate) fn is_for_us<F: Maps>(skb: &Skb, key: &FlowKey<F>, owner: &Flow<F>) -> bool {
     key.dir == Direction::Out as u8
         || skb.is_for_device()
+        || owner.flags & Flow::<F>::DIRECT != 0
         || skb.load_at::<[u8; 6], 0>().is_some_and(|mac| same_mac(&mac, &owner.entry_mac))
 }
 

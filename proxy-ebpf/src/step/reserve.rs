@@ -34,18 +34,24 @@ pub(crate) fn reply<F: Maps>(reply: &mut Entry<F>) -> Reservation {
             flow::remove(key, held, partner);
         }
     }
-    match F::new_flows().insert(&*key, &*value, maps::NOEXIST) {
-        Ok(()) => Reservation::Fresh,
-        Err(maps::EXISTS) => half_open(key, value),
-        Err(_) => Reservation::Full,
+    // Asked before it is tried: an insert into an LRU map takes a node from its list first, even if it fails.
+    // Asked before it is tried: an insert into an LRU map takes a node from its list first, even if it fails.
+    let mut held = F::new_flows().get_ptr(&*key);
+    if held.is_none() {
+        match F::new_flows().insert(&*key, &*value, maps::NOEXIST) {
+            Ok(()) => return Reservation::Fresh,
+            // Another CPU was faster, perhaps with a packet of the same flow.
+            Err(maps::EXISTS) => held = F::new_flows().get_ptr(&*key),
+            Err(_) => return Reservation::Full,
+        }
     }
+    // SAFETY: the map's element; each field is read once.
+    held.map_or(Reservation::Taken, |held| half_open(key, value, unsafe { &*held }))
 }
 
+/// The tuple is half open: ours, stale, or another's.
 #[inline(always)]
-fn half_open<F: Maps>(key: &FlowKey<F>, value: &Flow<F>) -> Reservation {
-    let Some(entry) = F::new_flows().get_ptr(key) else { return Reservation::Taken };
-    // SAFETY: the map's element; each field is read once.
-    let held = unsafe { &*entry };
+fn half_open<F: Maps>(key: &FlowKey<F>, value: &Flow<F>, held: &Flow<F>) -> Reservation {
     let ours = leads_to_same(held, value);
     if ours && held.flags == value.flags && held.last_seen_secs == value.last_seen_secs {
         return Reservation::Ours;

@@ -80,7 +80,7 @@ fn from_node<F: Source>(
     result: i64,
 ) -> Result<(), Outcome> {
     match result {
-        Fib::SUCCESS | Fib::NO_NEIGHBOUR => {}
+        Fib::SUCCESS | Fib::NO_NEIGHBOUR | Fib::TOO_LONG => {}
         Fib::NOT_FORWARDED => return to_node(skb, key, found),
         _ => return Err(Outcome::DropNoRoute),
     }

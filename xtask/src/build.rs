@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::Args as ClapArgs;
+use proxy_ebpf_build::Options;
 
 use crate::setup::{self, Need};
 use crate::{machine, workspace};
@@ -25,10 +26,24 @@ pub(crate) fn run(args: Args) -> Result<()> {
 /// Builds every program of the workspace and returns the agent.
 pub(crate) fn build(args: Args) -> Result<PathBuf> {
     setup::ensure(Need::Build)?;
+    // The agent's build script would build it too, into the same place; here its errors come before minutes of other crates.
+    object()?;
     let cmd = workspace::cargo("build").arg("--bins");
-    // The agent's build script builds the object.
     if args.release { cmd.arg("--release") } else { cmd }.run()?;
     program("fairlead", args)
+}
+
+/// Builds the eBPF object and says how.
+fn object() -> Result<()> {
+    let options = Options {
+        workspace: &machine::root(),
+        target_dir: &machine::target_dir().join("ebpf"),
+        features: &[],
+        subcommand: "build",
+    };
+    let built = proxy_ebpf_build::build(&options).context("the eBPF object")?;
+    println!("built {} with {}", built.object.display(), built.core.describe());
+    Ok(())
 }
 
 /// A program that was built.

@@ -141,7 +141,7 @@ pub fn build(options: &Options<'_>) -> Result<Built, Error> {
     if core == Core::Debian {
         command.env("LD_LIBRARY_PATH", llvm_folder(options.target_dir)?);
     }
-    let line = format!("{command:?}");
+    let line = shown(&core, &command);
     let status = command.status().map_err(|source| Error::Spawn { command: line.clone(), source })?;
     if !status.success() {
         return Err(Error::Failed { command: line, status });
@@ -221,6 +221,15 @@ fn cargo(core: &Core, options: &Options<'_>, linker: &Path) -> Command {
     let flags = [linker.as_str(), "-Clink-arg=--btf", "-Cdebuginfo=2", "-Ctarget-cpu=v3"];
     command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
     command
+}
+
+/// The command as a person would type it; the settings that are taken out of its environment would hide it.
+fn shown(core: &Core, command: &Command) -> String {
+    let settings =
+        if *core == Core::Debian { format!("RUSTC={DEBIAN_RUSTC} RUSTC_BOOTSTRAP=1 ") } else { String::new() };
+    let program = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy();
+    let args: Vec<_> = command.get_args().map(|arg| arg.to_string_lossy()).collect();
+    format!("{settings}{program} {}", args.join(" "))
 }
 
 fn leaks(name: &OsString) -> bool {

@@ -13,6 +13,7 @@ use proxy_common::abi;
 use crate::model::{IpFamily, ObjectName, PortKey, Protocol};
 
 pub mod attach;
+pub mod bpf;
 pub mod load;
 pub mod memory;
 pub mod pin;

@@ -9,3 +9,5 @@ pub mod telemetry;
 pub mod diff;
 pub mod index;
 pub mod plan;
+pub mod flows;
+pub mod gc;

@@ -1,0 +1,44 @@
+//! Builds the eBPF object, so that `cargo build -p proxy-agent` alone yields a working agent.
+//!
+//! `FAIRLEAD_PREBUILT_EBPF=FILE` takes an object that was built elsewhere, for machines without the BPF tool chain.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+const PREBUILT: &str = "FAIRLEAD_PREBUILT_EBPF";
+
+fn main() -> ExitCode {
+    println!("cargo::rerun-if-env-changed={PREBUILT}");
+    let object = match env::var_os(PREBUILT).map(PathBuf::from) {
+        Some(file) if file.is_file() => Ok(file),
+        Some(file) => Err(format!("{PREBUILT}: there is no file {}", file.display())),
+        None => build(),
+    };
+    match object {
+        Ok(object) => {
+            println!("cargo::rerun-if-changed={}", object.display());
+            println!("cargo::rustc-env=FAIRLEAD_EBPF_OBJECT={}", object.display());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("the eBPF object cannot be built: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn build() -> Result<PathBuf, String> {
+    let variable = |name| env::var_os(name).map(PathBuf::from).ok_or(format!("cargo did not set {name}"));
+    let manifest = variable("CARGO_MANIFEST_DIR")?;
+    let workspace = manifest.parent().ok_or("proxy-agent lies in no workspace")?;
+    for input in ["proxy-ebpf", "proxy-common/src", "proxy-common/Cargo.toml", "Cargo.lock"] {
+        println!("cargo::rerun-if-changed={}", workspace.join(input).display());
+    }
+    let out = variable("OUT_DIR")?;
+    // <target>/<profile>/build/<crate>/out: beside the profiles, so that they share one object.
+    let target = out.ancestors().nth(4).unwrap_or(Path::new(&out)).join("ebpf");
+    let options = proxy_ebpf_build::Options { workspace, target_dir: &target, features: &[], subcommand: "build" };
+    let built = proxy_ebpf_build::build(&options).map_err(|e| e.to_string())?;
+    Ok(built.object)
+}

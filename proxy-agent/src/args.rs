@@ -1,0 +1,250 @@
+//! The command line as clap sees it: syntax only. What the values mean is decided in [`crate::config`].
+//!
+//! The doc comment of each field is its `--help`; only flags that work are listed here.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use proxy_common::abi::{Config as Settings, sizes};
+
+use crate::telemetry::LogFormat;
+
+/// Fairlead: Kubernetes Services by eBPF, in place of kube-proxy
+#[derive(Debug, Parser)]
+#[command(name = "fairlead", version, propagate_version = true, max_term_width = 110)]
+pub struct Cli {
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Load the programs, follow Services, endpoints and devices, and keep the maps in step
+    ///
+    /// Ends on SIGTERM or SIGINT and leaves programs, maps and attachments in the kernel: Services keep working, and
+    /// the next start takes over. `fairlead cleanup` removes everything.
+    ///
+    /// Exit codes: 0 stopped by a signal, 1 failed while running, 2 wrong usage.
+    Run(Box<RunArgs>),
+    /// Show the Services in the kernel's maps, one line per address and port
+    Services(ShowArgs),
+    /// Show the endpoints in the kernel's maps, with the Service port that each serves
+    Endpoints(ShowArgs),
+    /// Show the flows in the kernel's maps, one line per connection
+    Flows(ShowArgs),
+    /// Show the devices that carry programs, with their role and attachment
+    Devices(ShowArgs),
+    /// Say whether this kernel can run Fairlead, what is missing, and what the maps cost
+    ///
+    /// Changes nothing. Exit codes: 0 it can, 1 it can not.
+    Check(CheckArgs),
+    /// Detach and unpin everything that Fairlead made, and say what was removed
+    Cleanup(PinArgs),
+}
+
+/// Where the pins are.
+#[derive(Clone, Debug, Args)]
+pub struct PinArgs {
+    /// Directory of the pinned maps, programs and links, on a BPF file system
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fairlead")]
+    pub pin_path: PathBuf,
+}
+
+/// Options of the commands that show maps.
+#[derive(Clone, Debug, Args)]
+pub struct ShowArgs {
+    /// Where the pins are
+    #[command(flatten)]
+    pub pins: PinArgs,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+/// Output formats of the commands that show maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// Aligned columns
+    Table,
+    /// One JSON array
+    Json,
+}
+
+/// Options of `fairlead check`.
+#[derive(Clone, Debug, Args)]
+pub struct CheckArgs {
+    /// Where the pins are
+    #[command(flatten)]
+    pub pins: PinArgs,
+    /// Sizes whose memory is to be computed
+    #[command(flatten)]
+    pub sizes: SizeArgs,
+}
+
+/// Options of `fairlead run`.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// Where Services come from
+    #[command(flatten)]
+    pub source: SourceArgs,
+    /// Name of this node, as in EndpointSlices' `nodeName`; the host name where it is not given
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// Devices to serve: patterns (`eth*`, `!docker0`) and roles (`eth1=uplink`), separated by commas
+    ///
+    /// Without a pattern every device is served by the role that its kind, addresses, routes and master give it. A
+    /// pattern limits Fairlead to the devices it matches (`*` any text, `?` one character); `!` in front excludes.
+    /// NAME=ROLE overrides the role found: uplink, pod, bridge-port, bridge, tunnel, or none.
+    #[arg(long, value_name = "PATTERN|NAME=ROLE", value_delimiter = ',')]
+    pub devices: Vec<String>,
+    /// Where the pins are
+    #[command(flatten)]
+    pub pins: PinArgs,
+    /// Addresses of this node that answer NodePorts: networks, `primary`, or `all`
+    ///
+    /// As kube-proxy's nftables mode: `primary` is the Node's InternalIP of each family (with --manifests: the address
+    /// of the device with the default route). An address family without a network in the list answers on all of its
+    /// addresses, and so does a network of length 0. Loopback addresses never answer.
+    #[arg(long, value_name = "CIDR|primary|all", value_delimiter = ',', default_value = "primary")]
+    pub nodeport_addresses: Vec<String>,
+    /// How programs are attached
+    #[arg(long, value_enum, default_value_t = AttachMode::Auto)]
+    pub attach: AttachMode,
+    /// Let Fairlead set the entries of /proc/sys that a path needs; they are logged, and restored by `cleanup`
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub manage_sysctls: bool,
+    /// Map sizes
+    #[command(flatten)]
+    pub sizes: SizeArgs,
+    /// Timeouts
+    #[command(flatten)]
+    pub timeouts: TimeoutArgs,
+    /// RSTs and ICMP errors that Fairlead answers with, per second and CPU
+    #[arg(long, value_name = "N", default_value_t = Settings::REJECT_PER_SEC, help_heading = "Limits")]
+    pub rejects_per_second: u32,
+    /// Log filter: a level, or MODULE=LEVEL separated by commas
+    #[arg(long, env = "FAIRLEAD_LOG", value_name = "FILTER", default_value = "info", help_heading = "Logging")]
+    pub log: String,
+    /// Log format
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, help_heading = "Logging")]
+    pub log_format: LogFormat,
+}
+
+/// Where Services come from.
+#[derive(Clone, Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct SourceArgs {
+    /// Follow the Kubernetes API that this kubeconfig names
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Follow a folder of YAML manifests (Services, EndpointSlices, Endpoints) instead of an API
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
+}
+
+/// How programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AttachMode {
+    /// tcx links where the kernel has them (6.6), behind a foreign clsact egress filter through clsact, else clsact
+    Auto,
+    /// tcx links only
+    Tcx,
+    /// clsact filters only
+    Clsact,
+}
+
+/// Map sizes, in entries.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Map sizes (entries)")]
+pub struct SizeArgs {
+    /// Addresses × ports of Services, per family
+    #[arg(long, value_name = "N", default_value_t = sizes::SERVICES)]
+    pub max_services: u32,
+    /// ClusterIPs, per family
+    #[arg(long, value_name = "N", default_value_t = sizes::CLUSTER_IPS)]
+    pub max_cluster_ips: u32,
+    /// Service ports, over both families
+    #[arg(long, value_name = "N", default_value_t = sizes::PORTS)]
+    pub max_ports: u32,
+    /// Places of endpoints in runs, per family; a port being changed takes its old and its new run
+    #[arg(long, value_name = "N", default_value_t = sizes::SLOTS)]
+    pub max_slots: u32,
+    /// Endpoints, one per Service port and endpoint, over both families
+    #[arg(long, value_name = "N", default_value_t = sizes::LIVE)]
+    pub max_endpoints: u32,
+    /// Entries of established flows, per family; a connection takes two
+    #[arg(long, value_name = "N", default_value_t = sizes::FLOWS)]
+    pub max_flows: u32,
+    /// Entries of half-open flows, per family; the oldest give way
+    #[arg(long, value_name = "N", default_value_t = sizes::NEW)]
+    pub max_half_open_flows: u32,
+    /// Addresses of this node, per family
+    #[arg(long, value_name = "N", default_value_t = sizes::NODE_ADDRS)]
+    pub max_node_addrs: u32,
+    /// Devices that carry programs
+    #[arg(long, value_name = "N", default_value_t = sizes::DEVICES)]
+    pub max_devices: u32,
+}
+
+/// Timeouts of idle flows. Flags that kube-proxy has too carry its names.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Timeouts (such as 30s, 5m or 24h0m0s)")]
+pub struct TimeoutArgs {
+    /// Idle TCP connections
+    #[arg(long, value_name = "DURATION", default_value = "24h")]
+    pub conntrack_tcp_timeout_established: String,
+    /// TCP connections that one side has closed
+    #[arg(long, value_name = "DURATION", default_value = "1h")]
+    pub conntrack_tcp_timeout_close_wait: String,
+    /// TCP connections that both sides have closed
+    #[arg(long, value_name = "DURATION", default_value = "120s")]
+    pub conntrack_tcp_timeout_time_wait: String,
+    /// TCP connections that were reset
+    #[arg(long, value_name = "DURATION", default_value = "10s")]
+    pub conntrack_tcp_timeout_close: String,
+    /// Idle UDP flows that were answered
+    #[arg(long, value_name = "DURATION", default_value = "120s")]
+    pub conntrack_udp_timeout_stream: String,
+    /// Idle flows of other protocols
+    #[arg(long, value_name = "DURATION", default_value = "600s")]
+    pub conntrack_generic_timeout: String,
+    /// Age at which an unanswered flow gives up its tuple
+    #[arg(long, value_name = "DURATION", default_value = "30s")]
+    pub half_open_timeout: String,
+    /// Pause between two sweeps over the flows
+    #[arg(long, value_name = "DURATION", default_value = "30s")]
+    pub sweep_interval: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_option_says_what_it_does() {
+        for command in Cli::command().get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for arg in command.get_arguments().filter(|arg| !["help", "version"].contains(&arg.get_id().as_str())) {
+                assert!(arg.get_help().is_some(), "{} {}", command.get_name(), arg.get_id());
+            }
+        }
+    }
+
+    #[test]
+    fn a_source_is_due_and_only_one() {
+        let code = |line: &str| Cli::try_parse_from(line.split(' ')).unwrap_err().exit_code();
+        assert_eq!(code("fairlead run"), 2);
+        assert_eq!(code("fairlead run --manifests a --kubeconfig b"), 2);
+        assert_eq!(code("fairlead run --manifests a --socket-lb all"), 2, "a flag without its feature is not taken");
+        assert!(Cli::try_parse_from(["fairlead", "run", "--manifests", "a"]).is_ok());
+    }
+}

@@ -1,0 +1,363 @@
+//! The configuration after validation: what the flags mean. No I/O happens here.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use proxy_common::algo::timeout::Timeouts;
+use tracing_subscriber::EnvFilter;
+
+use crate::args::{AttachMode, RunArgs, SizeArgs, SourceArgs, TimeoutArgs};
+use crate::dataplane::pin::PinRoot;
+use crate::devices::select::Selection;
+use crate::telemetry::{self, LogFormat};
+
+/// A value that cannot be used. Printed as it is, with exit code 2.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("--{flag} {value}: {problem}")]
+pub struct Invalid {
+    /// Flag, without dashes.
+    pub flag: &'static str,
+    /// What was given.
+    pub value: String,
+    /// What is wrong, and what would be right.
+    pub problem: String,
+}
+
+impl Invalid {
+    pub(crate) fn new(flag: &'static str, value: impl ToString, problem: impl ToString) -> Self {
+        Self { flag, value: value.to_string(), problem: problem.to_string() }
+    }
+}
+
+/// Where Services come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The API that a kubeconfig names.
+    Kubeconfig(PathBuf),
+    /// A folder of manifests.
+    Manifests(PathBuf),
+}
+
+/// Which addresses of the node answer NodePorts (rule 85).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// The node's primary address of each family.
+    Primary,
+    /// Every address but loopback.
+    All,
+    /// Addresses inside these networks; a family without a network in the list answers on all (rule 86).
+    Networks(Vec<IpNet>),
+}
+
+impl NodePortAddresses {
+    fn parse(values: &[String]) -> Result<Self, Invalid> {
+        const FLAG: &str = "nodeport-addresses";
+        match values {
+            [one] if one == "primary" => return Ok(Self::Primary),
+            [one] if one == "all" => return Ok(Self::All),
+            _ => {}
+        }
+        let mut networks = Vec::new();
+        for value in values {
+            if value == "primary" || value == "all" {
+                return Err(Invalid::new(FLAG, values.join(","), format!("`{value}` must stand alone")));
+            }
+            let net = value.parse::<IpNet>().map_err(|_| {
+                Invalid::new(FLAG, value, "neither a network such as 192.0.2.0/24 nor `primary` nor `all`")
+            })?;
+            networks.push(net);
+        }
+        if networks.is_empty() { Ok(Self::All) } else { Ok(Self::Networks(networks)) }
+    }
+
+    /// True if NodePorts are answered at this address of the node. `primary` are the node's primary addresses; an
+    /// unknown one leaves its family to all addresses, as in kube-proxy (rules 85 and 86).
+    pub fn accepts(&self, addr: IpAddr, primary: &[IpAddr]) -> bool {
+        if addr.is_loopback() || addr.is_unspecified() {
+            return false;
+        }
+        let same_family = |other: &IpAddr| other.is_ipv4() == addr.is_ipv4();
+        match self {
+            Self::All => true,
+            Self::Primary => !primary.iter().any(same_family) || primary.contains(&addr),
+            Self::Networks(networks) => {
+                let mut own = networks.iter().filter(|net| same_family(&net.addr())).peekable();
+                own.peek().is_none() || own.any(|net| net.contains(&addr))
+            }
+        }
+    }
+}
+
+/// Map sizes, in entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// `SERVICES_V4/6`.
+    pub services: u32,
+    /// `CLUSTER_IPS_V4/6`.
+    pub cluster_ips: u32,
+    /// `PORTS`, `PORT_STATS`, `NAMES`.
+    pub ports: u32,
+    /// `SLOTS_V4/6`.
+    pub slots: u32,
+    /// `LIVE`.
+    pub endpoints: u32,
+    /// `FLOWS_V4/6`.
+    pub flows: u32,
+    /// `NEW_V4/6`.
+    pub half_open: u32,
+    /// `NODE_ADDRS_V4/6`.
+    pub node_addrs: u32,
+    /// `DEVICES`.
+    pub devices: u32,
+}
+
+impl Sizes {
+    /// Sizes from flags. None may be 0, and none so large that a map's bytes overflow the kernel's 32-bit sums.
+    pub fn new(args: &SizeArgs) -> Result<Self, Invalid> {
+        const LARGEST: u32 = 1 << 26;
+        let check = |flag: &'static str, n: u32| match n {
+            0 => Err(Invalid::new(flag, n, "a map holds at least one entry")),
+            n if n > LARGEST => Err(Invalid::new(flag, n, format!("at most {LARGEST} entries"))),
+            n => Ok(n),
+        };
+        Ok(Self {
+            services: check("max-services", args.max_services)?,
+            cluster_ips: check("max-cluster-ips", args.max_cluster_ips)?,
+            ports: check("max-ports", args.max_ports)?,
+            slots: check("max-slots", args.max_slots)?,
+            endpoints: check("max-endpoints", args.max_endpoints)?,
+            flows: check("max-flows", args.max_flows)?,
+            half_open: check("max-half-open-flows", args.max_half_open_flows)?,
+            node_addrs: check("max-node-addrs", args.max_node_addrs)?,
+            devices: check("max-devices", args.max_devices)?,
+        })
+    }
+}
+
+/// Everything that `fairlead run` needs to know.
+#[derive(Debug)]
+pub struct Config {
+    /// Where Services come from.
+    pub source: Source,
+    /// This node's name; `None`: the host name.
+    pub node_name: Option<String>,
+    /// Which devices are served.
+    pub devices: Selection,
+    /// Where the pins are.
+    pub pins: PinRoot,
+    /// Which addresses answer NodePorts.
+    pub nodeport_addresses: NodePortAddresses,
+    /// How programs are attached.
+    pub attach: AttachMode,
+    /// Whether entries of /proc/sys may be set.
+    pub manage_sysctls: bool,
+    /// Map sizes.
+    pub sizes: Sizes,
+    /// Timeouts of established flows.
+    pub timeouts: Timeouts,
+    /// Timeout of half-open flows.
+    pub half_open_secs: u32,
+    /// Pause between two sweeps.
+    pub sweep_interval: Duration,
+    /// Answers per second and CPU.
+    pub rejects_per_sec: u32,
+    /// Log filter.
+    pub log: EnvFilter,
+    /// Log format.
+    pub log_format: LogFormat,
+}
+
+impl TryFrom<RunArgs> for Config {
+    type Error = Invalid;
+
+    fn try_from(args: RunArgs) -> Result<Self, Invalid> {
+        // Destructured, so that a flag nobody reads does not compile cleanly.
+        let RunArgs {
+            source,
+            node_name,
+            devices,
+            pins,
+            nodeport_addresses,
+            attach,
+            manage_sysctls,
+            sizes,
+            timeouts,
+            rejects_per_second,
+            log,
+            log_format,
+        } = args;
+        let (timeouts, half_open_secs, sweep_interval) = parse_timeouts(&timeouts)?;
+        Ok(Self {
+            source: parse_source(source)?,
+            node_name: node_name.map(parse_node_name).transpose()?,
+            devices: Selection::parse(&devices)?,
+            pins: PinRoot::new(pins.pin_path)?,
+            nodeport_addresses: NodePortAddresses::parse(&nodeport_addresses)?,
+            attach,
+            manage_sysctls,
+            sizes: Sizes::new(&sizes)?,
+            timeouts,
+            half_open_secs,
+            sweep_interval,
+            rejects_per_sec: rejects_per_second,
+            log: telemetry::parse_filter(&log).map_err(|e| Invalid::new("log", &log, e))?,
+            log_format,
+        })
+    }
+}
+
+fn parse_source(args: SourceArgs) -> Result<Source, Invalid> {
+    match (args.kubeconfig, args.manifests) {
+        (Some(file), None) => Ok(Source::Kubeconfig(file)),
+        (None, Some(dir)) => Ok(Source::Manifests(dir)),
+        _ => Err(Invalid::new("kubeconfig", "", "give either --kubeconfig or --manifests")),
+    }
+}
+
+/// The API lower-cases nothing: a Node is called as the kubelet registered it, which is a lower-case DNS name.
+fn parse_node_name(name: String) -> Result<String, Invalid> {
+    let fits = !name.is_empty()
+        && name.len() <= 253
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.');
+    if fits { Ok(name) } else { Err(Invalid::new("node-name", name, "not a lower-case DNS name")) }
+}
+
+fn parse_timeouts(args: &TimeoutArgs) -> Result<(Timeouts, u32, Duration), Invalid> {
+    let timeouts = Timeouts {
+        tcp_established_secs: secs("conntrack-tcp-timeout-established", &args.conntrack_tcp_timeout_established)?,
+        tcp_close_wait_secs: secs("conntrack-tcp-timeout-close-wait", &args.conntrack_tcp_timeout_close_wait)?,
+        tcp_time_wait_secs: secs("conntrack-tcp-timeout-time-wait", &args.conntrack_tcp_timeout_time_wait)?,
+        tcp_close_secs: secs("conntrack-tcp-timeout-close", &args.conntrack_tcp_timeout_close)?,
+        udp_stream_secs: secs("conntrack-udp-timeout-stream", &args.conntrack_udp_timeout_stream)?,
+        other_secs: secs("conntrack-generic-timeout", &args.conntrack_generic_timeout)?,
+    };
+    let half_open = secs("half-open-timeout", &args.half_open_timeout)?;
+    let sweep = secs("sweep-interval", &args.sweep_interval)?;
+    Ok((timeouts, half_open, Duration::from_secs(sweep.into())))
+}
+
+fn secs(flag: &'static str, text: &str) -> Result<u32, Invalid> {
+    let duration = parse_duration(text).map_err(|problem| Invalid::new(flag, text, problem))?;
+    match u32::try_from(duration.as_secs()) {
+        Ok(0) => Err(Invalid::new(flag, text, "at least 1s")),
+        Ok(secs) if secs <= i32::MAX as u32 => Ok(secs),
+        _ => Err(Invalid::new(flag, text, "more than 68 years")),
+    }
+}
+
+/// Durations as Go writes them (`1h30m`, `90s`, `500ms`), because kube-proxy's flags take these.
+fn parse_duration(text: &str) -> Result<Duration, &'static str> {
+    const SHAPE: &str = "not a duration such as 30s, 5m or 24h0m0s";
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    if rest.is_empty() {
+        return Err(SHAPE);
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or(SHAPE)?;
+        let n: u64 = rest[..digits].parse().map_err(|_| SHAPE)?;
+        rest = &rest[digits..];
+        let letters = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let unit = match &rest[..letters] {
+            "h" => n.checked_mul(3_600).map(Duration::from_secs),
+            "m" => n.checked_mul(60).map(Duration::from_secs),
+            "s" => Some(Duration::from_secs(n)),
+            "ms" => Some(Duration::from_millis(n)),
+            _ => return Err(SHAPE),
+        };
+        total = unit.and_then(|d| total.checked_add(d)).ok_or("too long a duration")?;
+        rest = &rest[letters..];
+    }
+    Ok(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    fn config(flags: &str) -> Result<Config, Invalid> {
+        let line = format!("fairlead run --manifests m {flags}");
+        match Cli::try_parse_from(line.split_whitespace()).unwrap().command {
+            Command::Run(args) => Config::try_from(*args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn defaults_are_the_shared_ones() {
+        let config = config("--node-name n").unwrap();
+        assert_eq!(config.timeouts, Timeouts::default());
+        assert_eq!(config.half_open_secs, proxy_common::abi::Config::NEW_TIMEOUT_SECS);
+        assert_eq!(config.nodeport_addresses, NodePortAddresses::Primary);
+        assert_eq!(config.sizes.flows, proxy_common::abi::sizes::FLOWS);
+        assert_eq!(config.source, Source::Manifests("m".into()));
+    }
+
+    #[test]
+    fn durations_are_gos() {
+        assert_eq!(parse_duration("24h0m0s"), Ok(Duration::from_secs(86_400)));
+        assert_eq!(parse_duration("1m500ms"), Ok(Duration::from_millis(60_500)));
+        for bad in ["", "5", "h", "5x", "-1s", "1.5s", "s5"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+        assert!(parse_duration("99999999999999999999h").is_err());
+        assert!(parse_duration("9999999999999999h").is_err());
+    }
+
+    #[test]
+    fn a_bad_value_names_flag_value_and_remedy() {
+        for (flags, flag, value) in [
+            ("--conntrack-tcp-timeout-established soon", "conntrack-tcp-timeout-established", "soon"),
+            ("--sweep-interval 0s", "sweep-interval", "0s"),
+            ("--max-flows 0", "max-flows", "0"),
+            ("--max-slots 4000000000", "max-slots", "4000000000"),
+            ("--nodeport-addresses 10.0.0.0", "nodeport-addresses", "10.0.0.0"),
+            ("--nodeport-addresses primary,10.0.0.0/8", "nodeport-addresses", "primary,10.0.0.0/8"),
+            ("--node-name Node_1", "node-name", "Node_1"),
+            ("--devices eth0=wan", "devices", "eth0=wan"),
+            ("--pin-path relative/dir", "pin-path", "relative/dir"),
+            ("--log proxy_agent=loud", "log", "proxy_agent=loud"),
+        ] {
+            let error = config(flags).unwrap_err();
+            assert_eq!((error.flag, error.value.as_str()), (flag, value));
+            assert!(!error.problem.is_empty());
+        }
+    }
+
+    #[test]
+    fn rule_85_primary_accepts_the_primary_addresses_only() {
+        let primary = [ip("192.0.2.1")];
+        assert!(NodePortAddresses::Primary.accepts(ip("192.0.2.1"), &primary));
+        assert!(!NodePortAddresses::Primary.accepts(ip("192.0.2.2"), &primary));
+        assert!(NodePortAddresses::Primary.accepts(ip("2001:db8::1"), &primary), "rule 86: none known of this family");
+        assert!(NodePortAddresses::Primary.accepts(ip("192.0.2.2"), &[]), "rule 85: none known is all");
+    }
+
+    #[test]
+    fn rule_86_a_family_without_networks_accepts_all() {
+        let networks = NodePortAddresses::parse(&["10.0.0.0/8".into(), "192.0.2.7/32".into()]).unwrap();
+        assert!(networks.accepts(ip("10.1.2.3"), &[]));
+        assert!(networks.accepts(ip("192.0.2.7"), &[]));
+        assert!(!networks.accepts(ip("192.0.2.8"), &[]));
+        assert!(networks.accepts(ip("2001:db8::1"), &[]));
+    }
+
+    #[test]
+    fn rule_88_loopback_never_answers() {
+        let all = NodePortAddresses::parse(&["0.0.0.0/0".into(), "::/0".into()]).unwrap();
+        for choice in [NodePortAddresses::All, NodePortAddresses::Primary, all] {
+            assert!(!choice.accepts(ip("127.0.0.1"), &[]), "{choice:?}");
+            assert!(!choice.accepts(ip("::1"), &[]), "{choice:?}");
+            assert!(choice.accepts(ip("192.0.2.1"), &[]), "{choice:?}");
+        }
+    }
+}

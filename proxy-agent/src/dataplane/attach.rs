@@ -1,0 +1,444 @@
+//! Attaches the stubs to devices: tcx links, or clsact filters where the kernel or another filter asks for it.
+//!
+//! Ours is the first program at ingress and the last at egress, so that all others see the same packets on both sides.
+//! tcx runs before clsact on both: where a foreign clsact filter stands at egress, ours stands behind it in clsact.
+//! Programs that are not ours are never touched.
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use aya::programs::links::{FdLink, Link as _, LinkError};
+use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+
+use super::load::{EGRESS_STUB, INGRESS_STUB, LoadError, Programs};
+use super::pin::{self, PinRoot};
+use super::sys::{self, TcxLink};
+use crate::args::AttachMode;
+
+/// Where a program stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// tc ingress.
+    Ingress,
+    /// tc egress.
+    Egress,
+}
+
+impl Hook {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Ingress, Self::Egress];
+
+    /// As pins and people call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
+
+    const fn stub(self) -> &'static str {
+        match self {
+            Self::Ingress => INGRESS_STUB,
+            Self::Egress => EGRESS_STUB,
+        }
+    }
+
+    const fn attach_type(self) -> TcAttachType {
+        match self {
+            Self::Ingress => TcAttachType::Ingress,
+            Self::Egress => TcAttachType::Egress,
+        }
+    }
+
+    /// First at ingress. At egress last, also behind the filters whose priority the kernel chooses: it counts down
+    /// from 49152.
+    const fn priority(self) -> u16 {
+        match self {
+            Self::Ingress => 1,
+            Self::Egress => u16::MAX,
+        }
+    }
+}
+
+/// Marks our clsact filters: nobody else chooses this handle by accident.
+const HANDLE: TcHandle = TcHandle::new(0xfa12, 0x1ead);
+
+/// True if a clsact filter with this priority and handle is ours.
+pub fn is_own_filter(priority: u16, handle: u32) -> bool {
+    handle == u32::from(HANDLE) && Hook::ALL.iter().any(|hook| hook.priority() == priority)
+}
+
+/// How a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Means {
+    /// A pinned tcx link.
+    Tcx,
+    /// A clsact filter.
+    Clsact,
+}
+
+/// The means for a hook.
+pub const fn means(mode: AttachMode, tcx: bool, hook: Hook, foreign_egress: bool) -> Means {
+    match (mode, hook) {
+        (AttachMode::Tcx, _) => Means::Tcx,
+        (AttachMode::Clsact, _) => Means::Clsact,
+        (AttachMode::Auto, Hook::Egress) if foreign_egress => Means::Clsact,
+        (AttachMode::Auto, _) if tcx => Means::Tcx,
+        (AttachMode::Auto, _) => Means::Clsact,
+    }
+}
+
+/// Attaching or detaching failed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {op} at {hook} of {device} (ifindex {ifindex}): {source}")]
+pub struct AttachError {
+    op: &'static str,
+    hook: &'static str,
+    device: String,
+    ifindex: u32,
+    source: Cause,
+}
+
+impl AttachError {
+    /// True if the device went away meanwhile: its end will be heard of.
+    pub fn device_is_gone(&self) -> bool {
+        self.source.os_error().is_some_and(|code| code == libc::ENODEV || code == libc::ENXIO)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Cause {
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error(transparent)]
+    Tc(#[from] TcError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error("cannot pin the link: {0}")]
+    Pin(#[from] aya::pin::PinError),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl Cause {
+    fn os_error(&self) -> Option<i32> {
+        let mut error: &dyn std::error::Error = self;
+        loop {
+            if let Some(io) = error.downcast_ref::<io::Error>() {
+                return io.raw_os_error();
+            }
+            if let Some(TcError::NetlinkError(netlink)) = error.downcast_ref::<TcError>() {
+                return netlink.raw_os_error();
+            }
+            if let Some(ProgramError::NetlinkError(netlink)) = error.downcast_ref::<ProgramError>() {
+                return netlink.raw_os_error();
+            }
+            error = error.source()?;
+        }
+    }
+}
+
+/// A device to attach to.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// ifindex.
+    pub ifindex: u32,
+    /// Name.
+    pub name: &'a str,
+    /// A foreign clsact filter stands at egress.
+    pub foreign_egress: bool,
+}
+
+/// Attaches the loaded stubs.
+#[derive(Debug)]
+pub struct Attacher {
+    programs: Programs,
+    links: Links,
+    mode: AttachMode,
+    tcx: bool,
+}
+
+impl Attacher {
+    /// An attacher for this network namespace. `tcx` says whether the kernel has tcx links.
+    pub fn new(programs: Programs, pins: &PinRoot, mode: AttachMode, tcx: bool) -> io::Result<Self> {
+        Ok(Self { programs, links: Links::new(pins)?, mode, tcx })
+    }
+
+    /// The pinned links.
+    pub const fn links(&self) -> &Links {
+        &self.links
+    }
+
+    /// Attaches both stubs, or leaves them where they are already. Where the means changed, the new attachment stands
+    /// before the old one goes: a packet that meets both is translated by one and known to the other.
+    pub fn attach(&mut self, target: Target<'_>) -> Result<(), AttachError> {
+        for hook in Hook::ALL {
+            let result = match means(self.mode, self.tcx, hook, target.foreign_egress) {
+                Means::Tcx => self.attach_tcx(target, hook).and_then(|()| remove_filter(target.name, hook).map(drop)),
+                Means::Clsact => {
+                    self.attach_filter(target, hook).and_then(|()| self.links.remove(target.ifindex, hook).map(drop))
+                }
+            };
+            result.map_err(|source| AttachError {
+                op: "attach",
+                hook: hook.name(),
+                device: target.name.to_owned(),
+                ifindex: target.ifindex,
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Detaches both stubs from a device that stays.
+    pub fn detach(&mut self, ifindex: u32, name: &str) -> Result<(), AttachError> {
+        for hook in Hook::ALL {
+            let result = self.links.remove(ifindex, hook).and_then(|_| remove_filter(name, hook));
+            result.map_err(|source| AttachError {
+                op: "detach",
+                hook: hook.name(),
+                device: name.to_owned(),
+                ifindex,
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Forgets a device that went away. Its links must go even if the device lives on in another network namespace.
+    pub fn forget(&mut self, ifindex: u32) {
+        for hook in Hook::ALL {
+            if let Err(error) = self.links.remove(ifindex, hook) {
+                tracing::warn!(ifindex, hook = hook.name(), %error, "cannot unpin the link of a vanished device");
+            }
+        }
+    }
+
+    fn attach_tcx(&mut self, target: Target<'_>, hook: Hook) -> Result<(), Cause> {
+        let stub = self.programs.stub(hook.stub())?;
+        let pin = self.links.path(target.ifindex, hook);
+        if let Some(link) = sys::open_pin(&pin)? {
+            match sys::tcx_link(link.as_fd())? {
+                Some(found) if found.ifindex == target.ifindex => return keep_or_update(stub, link, found.program_id),
+                // The device it was attached to is gone, and another one has its ifindex.
+                _ => std::fs::remove_file(&pin)?,
+            }
+        }
+        let order = match hook {
+            Hook::Ingress => LinkOrder::first(),
+            Hook::Egress => LinkOrder::last(),
+        };
+        let options = TcAttachOptions::TcxOrder(order);
+        let id = stub.attach_with_options(target.name, hook.attach_type(), options)?;
+        let link: FdLink = stub.take_link(id)?.try_into()?;
+        link.pin(&pin)?;
+        // The name may have moved to another device between the decision and the attachment.
+        let found = sys::open_pin(&pin)?.map(|link| sys::tcx_link(link.as_fd())).transpose()?.flatten();
+        if found.is_none_or(|found| found.ifindex != target.ifindex) {
+            std::fs::remove_file(&pin)?;
+            return Err(io::Error::from_raw_os_error(libc::ENODEV).into());
+        }
+        Ok(())
+    }
+
+    fn attach_filter(&mut self, target: Target<'_>, hook: Hook) -> Result<(), Cause> {
+        match tc::qdisc_add_clsact(target.name) {
+            Ok(()) => {}
+            Err(TcError::NetlinkError(e)) if e.raw_os_error() == Some(libc::EEXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let stub = self.programs.stub(hook.stub())?;
+        let options = || NlOptions { priority: hook.priority(), handle: HANDLE, classid: None };
+        let attached = stub.attach_with_options(target.name, hook.attach_type(), TcAttachOptions::Netlink(options()));
+        let id = match attached {
+            Ok(id) => id,
+            Err(error) if is_os_error(&error, libc::EEXIST) => stub.attach_to_link(filter(target.name, hook)?)?,
+            Err(error) => return Err(error.into()),
+        };
+        // A filter outlives its handle here only if that is never dropped.
+        mem::forget(stub.take_link(id)?);
+        Ok(())
+    }
+}
+
+fn is_os_error(error: &ProgramError, code: i32) -> bool {
+    match error {
+        ProgramError::TcError(TcError::NetlinkError(e)) | ProgramError::NetlinkError(e) => {
+            e.raw_os_error() == Some(code)
+        }
+        _ => false,
+    }
+}
+
+/// A link with the same program is left as it is; another build's is exchanged in one step.
+fn keep_or_update(stub: &SchedClassifier, link: OwnedFd, program_id: u32) -> Result<(), Cause> {
+    if sys::program_tag(program_id)? != stub.info()?.tag() {
+        sys::update_link(link.as_fd(), stub.fd()?.as_fd())?;
+    }
+    Ok(())
+}
+
+fn filter(device: &str, hook: Hook) -> io::Result<SchedClassifierLink> {
+    SchedClassifierLink::attached(device, hook.attach_type(), hook.priority(), HANDLE, None)
+}
+
+/// Removes our clsact filter; true if there was one.
+fn remove_filter(device: &str, hook: Hook) -> Result<bool, Cause> {
+    let link = match filter(device, hook) {
+        Ok(link) => link,
+        // No such device.
+        Err(_) => return Ok(false),
+    };
+    match link.detach() {
+        Ok(()) => Ok(true),
+        // No filter, no clsact, or no device.
+        Err(e) if [libc::ENOENT, libc::EINVAL, libc::ENODEV].iter().any(|code| is_os_error(&e, *code)) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Removes our clsact filters from a device; true if there were any.
+pub fn remove_filters(device: &str) -> Result<bool, AttachError> {
+    let mut any = false;
+    for hook in Hook::ALL {
+        any |= remove_filter(device, hook).map_err(|source| AttachError {
+            op: "detach",
+            hook: hook.name(),
+            device: device.to_owned(),
+            ifindex: 0,
+            source,
+        })?;
+    }
+    Ok(any)
+}
+
+/// The pinned tcx links: `<network namespace>-<ifindex>-<hook>`.
+#[derive(Debug)]
+pub struct Links {
+    dir: PathBuf,
+    netns: u64,
+}
+
+/// A pinned link, by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PinnedLink {
+    /// Inode of the network namespace.
+    pub netns: u64,
+    /// ifindex there.
+    pub ifindex: u32,
+    /// Hook.
+    pub hook: Hook,
+}
+
+impl PinnedLink {
+    fn parse(name: &str) -> Option<Self> {
+        let mut parts = name.splitn(3, '-');
+        let netns = parts.next()?.parse().ok()?;
+        let ifindex = parts.next()?.parse().ok()?;
+        let hook = parts.next()?;
+        let hook = Hook::ALL.into_iter().find(|h| h.name() == hook)?;
+        Some(Self { netns, ifindex, hook })
+    }
+}
+
+impl Links {
+    /// The links of this process' network namespace.
+    pub fn new(pins: &PinRoot) -> io::Result<Self> {
+        Ok(Self { dir: pins.links(), netns: sys::netns_inode()? })
+    }
+
+    fn path(&self, ifindex: u32, hook: Hook) -> PathBuf {
+        self.dir.join(format!("{}-{ifindex}-{}", self.netns, hook.name()))
+    }
+
+    /// Every pinned link of this network namespace.
+    pub fn own(&self) -> io::Result<Vec<PinnedLink>> {
+        let names = pin::names(&self.dir)?;
+        Ok(names.iter().filter_map(|name| PinnedLink::parse(name)).filter(|link| link.netns == self.netns).collect())
+    }
+
+    /// What a link is attached to; `None` if it is not pinned.
+    pub fn look(&self, ifindex: u32, hook: Hook) -> io::Result<Option<TcxLink>> {
+        let link = sys::open_pin(&self.path(ifindex, hook))?;
+        Ok(link.map(|link| sys::tcx_link(link.as_fd())).transpose()?.flatten())
+    }
+
+    /// Unpins a link, which detaches it; true if there was one.
+    fn remove(&self, ifindex: u32, hook: Hook) -> Result<bool, Cause> {
+        match std::fs::remove_file(self.path(ifindex, hook)) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Names of the tcx programs on a device's hook, ours included, in the order in which they run.
+pub fn tcx_programs(device: &str, hook: Hook) -> Vec<String> {
+    match SchedClassifier::query_tcx(device, hook.attach_type()) {
+        Ok((_, programs)) => programs.iter().map(|p| p.name_as_str().unwrap_or("").to_owned()).collect(),
+        // No tcx in this kernel.
+        Err(_) => Vec::new(),
+    }
+}
+
+/// Foreign programs that stand where ours should: before it at ingress, behind it at egress.
+pub fn out_of_place(programs: &[String], hook: Hook) -> &[String] {
+    let own = |name: &String| name == hook.stub();
+    match hook {
+        Hook::Ingress => &programs[..programs.iter().position(own).unwrap_or(0)],
+        Hook::Egress => &programs[programs.iter().rposition(own).map_or(programs.len(), |i| i + 1)..],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn means_follow_mode_kernel_and_foreign_filters() {
+        use AttachMode::{Auto, Clsact as ClsactMode, Tcx as TcxMode};
+        for (mode, tcx, hook, foreign, expected) in [
+            (Auto, true, Hook::Ingress, true, Means::Tcx),
+            (Auto, true, Hook::Egress, false, Means::Tcx),
+            (Auto, true, Hook::Egress, true, Means::Clsact),
+            (Auto, false, Hook::Ingress, false, Means::Clsact),
+            (TcxMode, false, Hook::Egress, true, Means::Tcx),
+            (ClsactMode, true, Hook::Ingress, false, Means::Clsact),
+        ] {
+            assert_eq!(means(mode, tcx, hook, foreign), expected, "{mode:?} {tcx} {hook:?} {foreign}");
+        }
+    }
+
+    #[test]
+    fn a_filter_is_ours_by_priority_and_handle_together() {
+        assert!(is_own_filter(1, HANDLE.into()));
+        assert!(is_own_filter(u16::MAX, HANDLE.into()));
+        assert!(!is_own_filter(2, HANDLE.into()));
+        assert!(!is_own_filter(1, 1));
+    }
+
+    #[test]
+    fn a_pins_name_says_namespace_device_and_hook() {
+        let link = PinnedLink { netns: 4_026_531_840, ifindex: 7, hook: Hook::Egress };
+        assert_eq!(PinnedLink::parse("4026531840-7-egress"), Some(link));
+        for bad in ["4026531840-7", "x-7-egress", "1-2-sideways", ""] {
+            assert_eq!(PinnedLink::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn programs_out_of_place_are_found() {
+        let names = |list: &[&str]| list.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+        let ingress = names(&["other", "ingress_stub", "third"]);
+        assert_eq!(out_of_place(&ingress, Hook::Ingress), ["other"]);
+        let egress = names(&["other", "egress_stub", "third"]);
+        assert_eq!(out_of_place(&egress, Hook::Egress), ["third"]);
+        assert!(out_of_place(&names(&["egress_stub"]), Hook::Egress).is_empty());
+    }
+}

@@ -1,0 +1,158 @@
+//! Between the values of the planner and the bytes of the maps.
+
+use std::error::Error;
+use std::net::IpAddr;
+
+use aya::Pod;
+use aya::maps::{HashMap, MapData, MapError};
+use proxy_common::abi::{self, ServiceKey};
+use proxy_common::{Addr4, Addr6, Family, V4, V6};
+
+use super::mmap::MappedArray;
+use crate::dataplane::{MapOp, Slot, Tuple};
+use crate::model::{IpFamily, Protocol};
+
+pub(super) type Failure = Box<dyn Error + Send + Sync>;
+
+/// Inserts or replaces.
+pub(super) fn insert<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>, key: &K, value: &V) -> Result<(), Failure> {
+    Ok(map.insert(key, value, 0)?)
+}
+
+/// Removes; nothing to remove is no failure.
+pub(super) fn remove<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>, key: &K) -> Result<(), Failure> {
+    match map.remove(key) {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        result => Ok(result?),
+    }
+}
+
+/// True if a map had no room: hash maps say E2BIG, some kernels ENOSPC.
+pub(super) fn is_full(error: &(dyn Error + Send + Sync + 'static)) -> bool {
+    match error.downcast_ref::<MapError>() {
+        Some(MapError::SyscallError(e)) => matches!(e.io_error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)),
+        _ => false,
+    }
+}
+
+/// The words of a slot in memory order.
+pub(super) fn store_slot(array: &mut MappedArray, index: u32, slot: &Slot) -> Result<(), Failure> {
+    let words = match slot.addr {
+        IpAddr::V4(addr) => words_of(&abi::Slot::<V4> {
+            addr: addr.into(),
+            port: slot.port,
+            flags: slot.flags,
+            endpoint_id: slot.endpoint_id,
+            endpoint_gen: slot.endpoint_gen,
+            owner: slot.owner,
+            _pad: 0,
+        }),
+        IpAddr::V6(addr) => words_of(&abi::Slot::<V6> {
+            addr: addr.into(),
+            port: slot.port,
+            flags: slot.flags,
+            endpoint_id: slot.endpoint_id,
+            endpoint_gen: slot.endpoint_gen,
+            owner: slot.owner,
+            _pad: [],
+        }),
+    };
+    for (word, value) in words.into_iter().enumerate() {
+        array.store(index, word, value)?;
+    }
+    Ok(())
+}
+
+/// Reads a slot from its words.
+pub(super) fn slot_of(family: IpFamily, words: &[u64]) -> Slot {
+    match family {
+        IpFamily::V4 => from_slot(of_words::<abi::Slot<V4>>(words)),
+        IpFamily::V6 => from_slot(of_words::<abi::Slot<V6>>(words)),
+    }
+}
+
+fn from_slot<F: Family>(slot: abi::Slot<F>) -> Slot {
+    Slot {
+        addr: slot.addr.into(),
+        port: slot.port,
+        flags: slot.flags,
+        endpoint_id: slot.endpoint_id,
+        endpoint_gen: slot.endpoint_gen,
+        owner: slot.owner,
+    }
+}
+
+/// The word of `LIVE` with this generation.
+pub(super) fn live_word(generation: u32) -> u64 {
+    words_of(&abi::Live { generation, _pad: 0 })[0]
+}
+
+/// The generation in a word of `LIVE`.
+pub(super) fn live_generation(word: u64) -> u32 {
+    of_words::<abi::Live>(&[word]).generation
+}
+
+/// A key of `SERVICES_V4/6` as a tuple; `None` for a protocol that nobody wrote.
+pub(super) fn tuple_of<F: Family>(key: &ServiceKey<F>) -> Option<Tuple> {
+    Some(Tuple { addr: key.addr.into(), port: key.port, protocol: Protocol::from_number(key.proto)? })
+}
+
+fn words_of<T: Pod>(value: &T) -> Vec<u64> {
+    // SAFETY: Pod values have no padding, so every byte is initialised.
+    let bytes = unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast::<u8>(), size_of::<T>()) };
+    bytes
+        .chunks(8)
+        .map(|chunk| u64::from_ne_bytes(std::array::from_fn(|i| chunk.get(i).copied().unwrap_or(0))))
+        .collect()
+}
+
+fn of_words<T: Pod>(words: &[u64]) -> T {
+    assert!(size_of::<T>() <= size_of_val(words), "a value longer than its words");
+    // SAFETY: any bytes are a valid Pod value, and the assertion says that there are enough.
+    unsafe { std::ptr::read_unaligned(words.as_ptr().cast()) }
+}
+
+/// What an operation does, as a verb phrase that the map's name completes.
+pub(super) fn describe(op: &MapOp) -> String {
+    match op {
+        MapOp::PutService { tuple, .. } => format!("add {tuple} to"),
+        MapOp::DeleteService { tuple } => format!("remove {tuple} from"),
+        MapOp::PutClusterIp { addr } | MapOp::PutNodeAddr { addr, .. } => format!("add {addr} to"),
+        MapOp::DeleteClusterIp { addr } | MapOp::DeleteNodeAddr { addr } => format!("remove {addr} from"),
+        MapOp::StorePort { port_id, word, .. } => format!("store the word {word:?} of port id {port_id} in"),
+        MapOp::PutSlot { index, slot } => format!("write endpoint {} to slot {index} of", slot.addr),
+        MapOp::StoreLive { endpoint_id, .. } => format!("store the generation of endpoint id {endpoint_id} in"),
+        MapOp::PutName { port_id, key } => format!("add {key} (port id {port_id}) to"),
+        MapOp::DeleteName { port_id } => format!("remove port id {port_id} from"),
+        MapOp::StoreNodePorts { index, .. } => format!("store the bits of ports {}… in", index * 64),
+        MapOp::StoreFilter { index, .. } => format!("store word {index} of"),
+    }
+}
+
+/// Zero keys, as the buffers of batch reads start.
+pub(super) const V4_ZERO: Addr4 = Addr4 { octets: [0; 4] };
+/// The same for IPv6.
+pub(super) const V6_ZERO: Addr6 = Addr6 { octets: [0; 16] };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_survive_their_words() {
+        let live = live_word(7);
+        assert_eq!(live_generation(live), 7);
+        let slot = abi::Slot::<V6> {
+            addr: Addr6 { octets: [9; 16] },
+            port: 8080,
+            flags: Slot::LOCAL,
+            endpoint_id: 1,
+            endpoint_gen: 2,
+            owner: 3,
+            _pad: [],
+        };
+        assert_eq!(slot_of(IpFamily::V6, &words_of(&slot)), from_slot(slot));
+        assert_eq!(words_of(&slot).len(), 4);
+    }
+}

@@ -1,0 +1,339 @@
+//! Loads the object: maps sized and pinned, or taken over after a comparison; programs loaded and switched in.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use aya::maps::{Array, MapData, MapInfo, ProgramArray};
+use aya::programs::SchedClassifier;
+use aya::{Ebpf, EbpfLoader};
+use aya_obj::generated::bpf_map_type;
+use aya_obj::{EbpfSectionKind, Object};
+use proxy_common::ABI_VERSION;
+use proxy_common::abi::{Config as Settings, program};
+
+use super::pin::{self, PinError, PinRoot};
+use super::probe::Features;
+use super::sys;
+use crate::config::Sizes;
+
+/// The eBPF object that belongs to this agent.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FAIRLEAD_EBPF_OBJECT"));
+
+/// Name and slot of the programs that `PROGRAMS` jumps to.
+const SLOTS: [(&str, u32); 2] = [("ingress", program::INGRESS), ("egress", program::EGRESS)];
+/// What links and filters hold.
+pub const INGRESS_STUB: &str = "ingress_stub";
+/// The same at egress.
+pub const EGRESS_STUB: &str = "egress_stub";
+
+/// Loading failed.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The place of the pins.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// A system call.
+    #[error("cannot {op}: {source}")]
+    System {
+        /// What was tried.
+        op: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The built-in object is no object.
+    #[error("the built-in eBPF object cannot be read: {0}")]
+    Object(#[from] aya_obj::ParseError),
+    /// The pinned maps belong to another version.
+    #[error(
+        "the maps under {path} have layout version {found}, this agent has version {ABI_VERSION}; \
+         run `fairlead cleanup --pin-path {root}` with the older agent, then start again"
+    )]
+    Version {
+        /// Directory of maps.
+        path: String,
+        /// Version found.
+        found: u32,
+        /// The pin directory.
+        root: String,
+    },
+    /// A pinned map is not what this agent needs.
+    #[error(
+        "the pinned map {map} has {what} {found}, wanted is {wanted}; start with the options of before, \
+         or run `fairlead cleanup --pin-path {root}` first (established flows are lost)"
+    )]
+    Shape {
+        /// The map.
+        map: String,
+        /// Type, key size, value size, entries or flags.
+        what: &'static str,
+        /// What is pinned.
+        found: String,
+        /// What is needed.
+        wanted: String,
+        /// The pin directory.
+        root: String,
+    },
+    /// aya's loader.
+    #[error("cannot create the maps: {0}")]
+    Maps(#[source] aya::EbpfError),
+    /// A map that cannot be used.
+    #[error("cannot use map {map}: {source}")]
+    Map {
+        /// The map.
+        map: &'static str,
+        /// Why not.
+        source: aya::maps::MapError,
+    },
+    /// A program that cannot be loaded.
+    #[error("cannot load program {program}: {source}")]
+    Program {
+        /// The program.
+        program: &'static str,
+        /// Why not; the verifier's log.
+        source: aya::programs::ProgramError,
+    },
+    /// The object lacks something.
+    #[error("the built-in eBPF object has no {0}")]
+    Missing(&'static str),
+}
+
+/// What a map looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// `enum bpf_map_type`.
+    pub kind: u32,
+    /// Bytes.
+    pub key_size: u32,
+    /// Bytes.
+    pub value_size: u32,
+    /// Entries.
+    pub max_entries: u32,
+    /// Creation flags.
+    pub flags: u32,
+}
+
+/// The maps of the built-in object with their default sizes.
+pub fn shapes() -> Result<BTreeMap<String, Shape>, aya_obj::ParseError> {
+    let object = Object::parse(OBJECT)?;
+    let maps = object.maps.iter().filter(|(_, map)| map.section_kind() == EbpfSectionKind::BtfMaps);
+    Ok(maps
+        .map(|(name, map)| {
+            let shape = Shape {
+                kind: map.map_type(),
+                key_size: map.key_size(),
+                value_size: map.value_size(),
+                max_entries: map.max_entries(),
+                flags: map.map_flags(),
+            };
+            (name.clone(), shape)
+        })
+        .collect())
+}
+
+impl Sizes {
+    /// The size of a map; `None` if it is fixed. Maps of a family that the node does not have hold one entry.
+    pub fn entries(&self, map: &str, ipv6: bool) -> Option<u32> {
+        let (stem, family) = match map.strip_suffix("_V6") {
+            Some(stem) => (stem, 6),
+            None => (map.strip_suffix("_V4").unwrap_or(map), 4),
+        };
+        let entries = match stem {
+            "SERVICES" => self.services,
+            "CLUSTER_IPS" => self.cluster_ips,
+            "PORTS" | "PORT_STATS" | "NAMES" => self.ports,
+            "SLOTS" => self.slots,
+            "LIVE" => self.endpoints,
+            "FLOWS" => self.flows,
+            "NEW" => self.half_open,
+            "NODE_ADDRS" => self.node_addrs,
+            "DEVICES" => self.devices,
+            _ => return None,
+        };
+        Some(if family == 6 && !ipv6 { 1 } else { entries })
+    }
+}
+
+/// The maps as these sizes make them.
+pub fn sized_shapes(sizes: &Sizes, ipv6: bool) -> Result<BTreeMap<String, Shape>, aya_obj::ParseError> {
+    let mut shapes = shapes()?;
+    for (name, shape) in &mut shapes {
+        if let Some(entries) = sizes.entries(name, ipv6) {
+            shape.max_entries = entries;
+        }
+    }
+    Ok(shapes)
+}
+
+/// How to load.
+#[derive(Clone, Debug)]
+pub struct Options<'a> {
+    /// Where the pins are.
+    pub pins: &'a PinRoot,
+    /// Map sizes.
+    pub sizes: &'a Sizes,
+    /// Whether the node has IPv6.
+    pub ipv6: bool,
+    /// What the kernel can do.
+    pub features: Features,
+    /// Whether kube-proxy's rules stand.
+    pub kube_proxy: bool,
+    /// See `CONFIG`.
+    pub half_open_secs: u32,
+    /// See `CONFIG`.
+    pub rejects_per_sec: u32,
+}
+
+/// The loaded programs.
+#[derive(Debug)]
+pub struct Programs {
+    ebpf: Ebpf,
+}
+
+impl Programs {
+    /// The stub that is attached under this name, [`INGRESS_STUB`] or [`EGRESS_STUB`].
+    pub fn stub(&mut self, name: &'static str) -> Result<&mut SchedClassifier, LoadError> {
+        classifier(&mut self.ebpf, name)
+    }
+}
+
+/// Loads everything and switches the new programs in.
+///
+/// What runs already goes on running: maps are taken over, and a packet meets either the old or the new program.
+pub fn load(options: &Options<'_>) -> Result<Programs, LoadError> {
+    sys::raise_memlock().map_err(|source| LoadError::System { op: "raise the limit on locked memory", source })?;
+    options.pins.prepare()?;
+    let shapes = sized_shapes(options.sizes, options.ipv6)?;
+    check_pinned(options.pins, &shapes)?;
+    let mut loader = EbpfLoader::new();
+    for (name, shape) in &shapes {
+        loader.map_max_entries(name, shape.max_entries);
+        loader.map_pin_path(name, options.pins.map(name));
+    }
+    let mut ebpf = loader.load(OBJECT).map_err(LoadError::Maps)?;
+    configure(&mut ebpf, options)?;
+    switch(&mut ebpf, options.pins)?;
+    for name in [INGRESS_STUB, EGRESS_STUB] {
+        load_program(&mut ebpf, name, options.pins)?;
+    }
+    Ok(Programs { ebpf })
+}
+
+/// Compares what is pinned with what is wanted, because aya takes over any map of the right name.
+fn check_pinned(pins: &PinRoot, wanted: &BTreeMap<String, Shape>) -> Result<(), LoadError> {
+    let root = || pins.path().display().to_string();
+    let pinned = pin::names(&pins.maps())
+        .map_err(|source| PinError::Io { op: "read", path: pins.maps(), source })
+        .map_err(LoadError::Pin)?;
+    if pinned.iter().any(|name| name == "CONFIG") {
+        let found = pinned_version(pins)?;
+        // Zero: an agent died between making the map and filling it.
+        if found != 0 && found != ABI_VERSION {
+            return Err(LoadError::Version { path: pins.maps().display().to_string(), found, root: root() });
+        }
+    }
+    for (name, wanted) in wanted.iter().filter(|(name, _)| pinned.contains(name)) {
+        let found = pinned_shape(&pins.map(name)).map_err(|source| LoadError::Map { map: "pinned", source })?;
+        let differs = |what, found: String, wanted: String| {
+            Err(LoadError::Shape { map: name.clone(), what, found, wanted, root: root() })
+        };
+        if found.kind != wanted.kind {
+            return differs("type", kind_name(found.kind), kind_name(wanted.kind));
+        }
+        let numbers = [
+            ("a key size of", found.key_size, wanted.key_size),
+            ("a value size of", found.value_size, wanted.value_size),
+            ("a number of entries of", found.max_entries, wanted.max_entries),
+            ("flags", found.flags, wanted.flags),
+        ];
+        if let Some((what, found, wanted)) = numbers.into_iter().find(|(_, found, wanted)| found != wanted) {
+            return differs(what, found.to_string(), wanted.to_string());
+        }
+    }
+    Ok(())
+}
+
+fn pinned_version(pins: &PinRoot) -> Result<u32, LoadError> {
+    let failed = |source| LoadError::Map { map: "CONFIG", source };
+    let data = MapData::from_pin(pins.map("CONFIG")).map_err(failed)?;
+    let info = data.info().map_err(failed)?;
+    if info.value_size() as usize != size_of::<Settings>() {
+        // The shape check names what differs; the version stands first in every layout.
+        return Ok(0);
+    }
+    let map: Array<_, Settings> = Array::try_from(aya::maps::Map::Array(data)).map_err(failed)?;
+    Ok(map.get(&0, 0).map_err(failed)?.abi_version)
+}
+
+fn pinned_shape(path: &Path) -> Result<Shape, aya::maps::MapError> {
+    let info = MapInfo::from_pin(path)?;
+    Ok(Shape {
+        kind: info.map_type()? as u32,
+        key_size: info.key_size(),
+        value_size: info.value_size(),
+        max_entries: info.max_entries(),
+        flags: info.map_flags(),
+    })
+}
+
+/// A map type's name, as `bpftool` writes it.
+pub fn kind_name(kind: u32) -> String {
+    match bpf_map_type::try_from(kind) {
+        Ok(kind) => format!("{kind:?}").trim_start_matches("BPF_MAP_TYPE_").to_lowercase(),
+        Err(_) => format!("number {kind}"),
+    }
+}
+
+/// Fills `CONFIG`. The seed is drawn once per set of maps: half-open flows are found again by it.
+fn configure(ebpf: &mut Ebpf, options: &Options<'_>) -> Result<(), LoadError> {
+    let failed = |source| LoadError::Map { map: "CONFIG", source };
+    let map = ebpf.map_mut("CONFIG").ok_or(LoadError::Missing("map CONFIG"))?;
+    let mut config: Array<_, Settings> = Array::try_from(map).map_err(failed)?;
+    let mut settings = config.get(&0, 0).map_err(failed)?;
+    if settings.seed == 0 {
+        settings.seed =
+            sys::random_u64().map_err(|source| LoadError::System { op: "draw a random number", source })?.max(1);
+    }
+    settings.abi_version = ABI_VERSION;
+    settings.flags = options.features.flags() | if options.kube_proxy { Settings::KUBE_PROXY } else { 0 };
+    settings.new_timeout_secs = options.half_open_secs;
+    settings.reject_per_sec = options.rejects_per_sec;
+    config.set(0, settings, 0).map_err(failed)
+}
+
+/// Loads the programs and puts them into their slots: each packet runs through the old or the new one.
+fn switch(ebpf: &mut Ebpf, pins: &PinRoot) -> Result<(), LoadError> {
+    for (name, _) in SLOTS {
+        load_program(ebpf, name, pins)?;
+    }
+    let failed = |source| LoadError::Map { map: "PROGRAMS", source };
+    let map = ebpf.take_map("PROGRAMS").ok_or(LoadError::Missing("map PROGRAMS"))?;
+    let mut programs: ProgramArray<_> = map.try_into().map_err(failed)?;
+    for (name, slot) in SLOTS {
+        let program = classifier(ebpf, name)?;
+        let fd = program.fd().map_err(|source| LoadError::Program { program: name, source })?;
+        programs.set(slot, fd, 0).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn classifier<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, LoadError> {
+    let program = ebpf.program_mut(name).ok_or(LoadError::Missing(name))?;
+    program.try_into().map_err(|source| LoadError::Program { program: name, source })
+}
+
+/// Loads a program and pins it under its name in place of its predecessor. The pin is for `bpftool`: links and the
+/// slots of `PROGRAMS` keep programs alive.
+fn load_program(ebpf: &mut Ebpf, name: &'static str, pins: &PinRoot) -> Result<(), LoadError> {
+    let program = classifier(ebpf, name)?;
+    program.load().map_err(|source| LoadError::Program { program: name, source })?;
+    let path = pins.programs().join(name);
+    match std::fs::remove_file(&path) {
+        Ok(()) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(source) => return Err(PinError::Io { op: "unpin", path, source }.into()),
+    }
+    program.pin(&path).map_err(|e| {
+        let source = std::io::Error::other(e);
+        PinError::Io { op: "pin a program at", path, source }.into()
+    })
+}

@@ -1,0 +1,177 @@
+//! Where everything that outlives the agent is pinned: `<pin path>/v<ABI version>/{maps,programs,links}`.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use proxy_common::ABI_VERSION;
+
+use super::sys;
+use crate::config::Invalid;
+
+/// The place where systems mount the BPF file system; mounted here if it is missing, and nowhere else.
+const BPFFS: &str = "/sys/fs/bpf";
+
+/// The directory of pins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PinRoot {
+    root: PathBuf,
+}
+
+/// A pin directory that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PinError {
+    /// Not on a BPF file system.
+    #[error("{path} is on no BPF file system; mount one there (mount -t bpf bpf {path}) or choose another --pin-path")]
+    NotBpffs {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A call failed.
+    #[error("cannot {op} {path}: {source}{}", hint(source))]
+    Io {
+        /// What was tried.
+        op: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Nothing is pinned.
+    #[error("nothing is pinned under {path}: no agent has run with this --pin-path, or `fairlead cleanup` was run")]
+    Nothing {
+        /// The directory.
+        path: PathBuf,
+    },
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        "; run as root (CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN)"
+    } else {
+        ""
+    }
+}
+
+impl PinRoot {
+    /// A pin directory.
+    ///
+    /// # Errors
+    /// A path that is not absolute: programs outlive the working directory.
+    pub fn new(root: PathBuf) -> Result<Self, Invalid> {
+        if root.is_absolute() {
+            Ok(Self { root })
+        } else {
+            Err(Invalid::new("pin-path", root.display(), "not an absolute path"))
+        }
+    }
+
+    /// The directory itself.
+    pub fn path(&self) -> &Path {
+        &self.root
+    }
+
+    /// The directory of this version's layouts. Another version's pins are never opened.
+    pub fn versioned(&self) -> PathBuf {
+        self.root.join(format!("v{ABI_VERSION}"))
+    }
+
+    /// Directory of maps.
+    pub fn maps(&self) -> PathBuf {
+        self.versioned().join("maps")
+    }
+
+    /// Directory of programs.
+    pub fn programs(&self) -> PathBuf {
+        self.versioned().join("programs")
+    }
+
+    /// Directory of links.
+    pub fn links(&self) -> PathBuf {
+        self.versioned().join("links")
+    }
+
+    /// A map's pin.
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.maps().join(name)
+    }
+
+    /// Makes the directories, and mounts the BPF file system at its usual place if it is missing.
+    pub fn prepare(&self) -> Result<(), PinError> {
+        let io = |op, path: &Path| {
+            let path = path.to_owned();
+            move |source| PinError::Io { op, path, source }
+        };
+        let there = self.nearest_existing();
+        if !sys::is_bpffs(&there).map_err(io("look at", &there))? {
+            let usual = Path::new(BPFFS);
+            if !self.root.starts_with(usual) || sys::is_bpffs(usual).map_err(io("look at", usual))? {
+                return Err(PinError::NotBpffs { path: there });
+            }
+            sys::mount_bpffs(usual).map_err(io("mount a BPF file system at", usual))?;
+            tracing::info!(path = BPFFS, "mounted the BPF file system");
+        }
+        for dir in [self.maps(), self.programs(), self.links()] {
+            std::fs::create_dir_all(&dir).map_err(io("make", &dir))?;
+        }
+        Ok(())
+    }
+
+    fn nearest_existing(&self) -> PathBuf {
+        let mut path = self.root.as_path();
+        while !path.exists() {
+            match path.parent() {
+                Some(parent) => path = parent,
+                None => break,
+            }
+        }
+        path.to_owned()
+    }
+
+    /// Checks that maps are pinned and that this user may read them.
+    pub fn require(&self) -> Result<(), PinError> {
+        let path = self.map("CONFIG");
+        match std::fs::symlink_metadata(&path) {
+            Ok(_) => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(PinError::Nothing { path: self.versioned() }),
+            Err(source) => Err(PinError::Io { op: "read", path, source }),
+        }
+    }
+}
+
+/// Names in a directory of pins, in order; empty if there is no such directory.
+pub fn names(dir: &Path) -> io::Result<Vec<String>> {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(e),
+    };
+    let mut names: Vec<String> =
+        entries.map(|e| e.map(|e| e.file_name().to_string_lossy().into_owned())).collect::<io::Result<_>>()?;
+    names.sort();
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_lie_below_their_version() {
+        let pins = PinRoot::new("/sys/fs/bpf/x".into()).unwrap();
+        assert_eq!(pins.map("PORTS"), Path::new("/sys/fs/bpf/x").join(format!("v{ABI_VERSION}/maps/PORTS")));
+    }
+
+    #[test]
+    fn a_place_on_another_file_system_is_refused_with_the_remedy() {
+        let pins = PinRoot::new("/proc/nowhere/x".into()).unwrap();
+        let error = pins.prepare().unwrap_err().to_string();
+        assert!(error.contains("/proc is on no BPF file system") && error.contains("mount -t bpf"), "{error}");
+    }
+
+    #[test]
+    fn nothing_pinned_is_said_in_one_sentence() {
+        let pins = PinRoot::new("/tmp/fairlead-no-such-dir".into()).unwrap();
+        let error = pins.require().unwrap_err().to_string();
+        assert!(error.starts_with("nothing is pinned under /tmp/fairlead-no-such-dir/v"), "{error}");
+    }
+}

@@ -1,0 +1,297 @@
+//! Devices: followed by netlink, given a role, described in `DEVICES`, and attached to.
+//!
+//! `inventory` ← `netlink` events → `desired` → `steps` → hooks and map. Everything between the two ends is pure.
+
+pub mod desired;
+pub mod inventory;
+pub mod netlink;
+pub mod role;
+pub mod select;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use aya::maps::{HashMap, Map, MapData, MapError};
+use proxy_common::abi;
+use rtnetlink::Handle;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+
+use crate::dataplane::attach::{self, AttachError, Attacher, Hook, Target};
+use crate::dataplane::pin::PinRoot;
+use desired::{Desired, Served, Step, Wishes, desired, steps};
+use inventory::{Event, Inventory};
+use netlink::{Changes, NetlinkError, Notice};
+
+/// Everything is read again this often, because the kernel does not tell of every route that goes.
+const REREAD: Duration = Duration::from_secs(60);
+/// What could not be attached is tried again this often.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Following devices ended.
+#[derive(Debug, thiserror::Error)]
+pub enum DevicesError {
+    /// Netlink.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The map of devices.
+    #[error("cannot use map DEVICES: {0}")]
+    Map(#[from] MapError),
+}
+
+/// The map `DEVICES`.
+#[derive(Debug)]
+pub struct DeviceMap(HashMap<MapData, u32, abi::Device>);
+
+impl DeviceMap {
+    /// Opens the pinned map.
+    pub fn open(pins: &PinRoot) -> Result<Self, MapError> {
+        let data = MapData::from_pin(pins.map("DEVICES"))?;
+        Ok(Self(HashMap::try_from(Map::HashMap(data))?))
+    }
+
+    /// Every entry, in order of the ifindex.
+    pub fn entries(&self) -> Result<BTreeMap<u32, abi::Device>, MapError> {
+        self.0.iter().collect()
+    }
+
+    fn set(&mut self, entry: &abi::Device) -> Result<(), MapError> {
+        self.0.insert(entry.ifindex, entry, 0)
+    }
+
+    fn remove(&mut self, ifindex: u32) -> Result<(), MapError> {
+        match self.0.remove(&ifindex) {
+            Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(e)) if e.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
+    }
+}
+
+/// Addresses of the node with the bits of `abi::NodeAddr`.
+pub type NodeAddresses = BTreeMap<IpAddr, u32>;
+
+/// Follows the devices of this network namespace.
+pub struct Devices {
+    changes: Changes,
+    handle: Handle,
+    inventory: Inventory,
+    attacher: Attacher,
+    map: DeviceMap,
+    wishes: Wishes,
+    now: Desired,
+    addresses: watch::Sender<NodeAddresses>,
+}
+
+impl Devices {
+    /// Subscribes, reads everything, and brings devices into step for the first time.
+    pub async fn start(
+        attacher: Attacher,
+        pins: &PinRoot,
+        wishes: Wishes,
+    ) -> Result<(Self, watch::Receiver<NodeAddresses>), DevicesError> {
+        let changes = netlink::subscribe()?;
+        let handle = netlink::questions()?;
+        let (addresses, receiver) = watch::channel(NodeAddresses::new());
+        let mut devices = Self {
+            changes,
+            handle,
+            inventory: Inventory::default(),
+            attacher,
+            map: DeviceMap::open(pins)?,
+            wishes,
+            now: Desired::default(),
+            addresses,
+        };
+        devices.read_all().await?;
+        devices.drop_leftovers()?;
+        devices.bring_into_step();
+        Ok((devices, receiver))
+    }
+
+    /// Follows changes until the subscription fails. `node_ips` brings the Node object's addresses.
+    pub async fn run(mut self, mut node_ips: watch::Receiver<Vec<IpAddr>>) -> Result<(), DevicesError> {
+        let mut reread = interval_at(Instant::now() + REREAD, REREAD);
+        reread.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut node_ips_open = true;
+        loop {
+            tokio::select! {
+                notice = self.changes.next() => self.take(notice?).await?,
+                _ = reread.tick() => self.read_all().await?,
+                () = tokio::time::sleep(RETRY), if !self.complete() => {}
+                changed = node_ips.changed(), if node_ips_open => match changed {
+                    Ok(()) => self.wishes.node_ips = node_ips.borrow_and_update().clone(),
+                    // The API's part ended, or there is none: the last word stands.
+                    Err(_) => node_ips_open = false,
+                },
+            }
+            // A burst becomes one step.
+            while let Some(notice) = self.changes.try_next() {
+                self.take(notice).await?;
+            }
+            self.bring_into_step();
+        }
+    }
+
+    async fn take(&mut self, notice: Notice) -> Result<(), DevicesError> {
+        match notice {
+            Notice::Event(event) => {
+                // A device that is made anew under a known ifindex must be seen to go in between.
+                let gone = matches!(event, Event::LinkGone(_));
+                self.inventory.apply(event);
+                if gone {
+                    self.bring_into_step();
+                }
+            }
+            Notice::Filters(index) => {
+                let event = netlink::read_filters(&self.handle, index).await?;
+                self.inventory.apply(event);
+            }
+            Notice::Lost => {
+                tracing::warn!("netlink messages were lost; reading everything again");
+                self.read_all().await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn read_all(&mut self) -> Result<(), DevicesError> {
+        self.inventory.replace(netlink::read_all(&self.handle).await?);
+        Ok(())
+    }
+
+    /// Removes links and entries of devices that went away while no agent ran.
+    fn drop_leftovers(&mut self) -> Result<(), DevicesError> {
+        for ifindex in self.map.entries()?.into_keys() {
+            if self.inventory.device(ifindex).is_none() {
+                self.map.remove(ifindex)?;
+            }
+        }
+        let links = match self.attacher.links().own() {
+            Ok(links) => links,
+            Err(error) => {
+                tracing::warn!(%error, "cannot list the pinned links");
+                return Ok(());
+            }
+        };
+        let next = desired(&self.inventory, &self.wishes);
+        for link in links {
+            if next.devices.get(&link.ifindex).is_none_or(|device| !device.programs) {
+                self.attacher.forget(link.ifindex);
+            }
+        }
+        Ok(())
+    }
+
+    /// True if every device carries what it should.
+    fn complete(&self) -> bool {
+        steps(&self.now, &desired(&self.inventory, &self.wishes)).is_empty()
+    }
+
+    fn bring_into_step(&mut self) {
+        let next = desired(&self.inventory, &self.wishes);
+        for step in steps(&self.now, &next) {
+            self.carry_out(step, &next);
+        }
+        for (index, (name, reason)) in &next.skipped {
+            if self.now.skipped.get(index).is_none_or(|(_, known)| known != reason) {
+                tracing::info!(device = %name, ifindex = index, reason, "device left alone");
+            }
+        }
+        self.now.skipped = next.skipped;
+        self.addresses.send_if_modified(|current| {
+            let changed = *current != next.addresses;
+            if changed {
+                current.clone_from(&next.addresses);
+            }
+            changed
+        });
+        self.now.addresses = next.addresses;
+    }
+
+    /// Carries a step out, and notes it as done only if it was.
+    fn carry_out(&mut self, step: Step, next: &Desired) {
+        match step {
+            Step::Forget(index) => {
+                self.attacher.forget(index);
+                if let Err(error) = self.map.remove(index) {
+                    tracing::warn!(ifindex = index, %error, "cannot remove a device's entry");
+                }
+                if let Some(old) = self.now.devices.remove(&index) {
+                    tracing::info!(device = %old.name, ifindex = index, "device forgotten");
+                }
+            }
+            Step::Describe(index) => self.describe(index, &next.devices[&index]),
+            Step::Attach(index) => self.attach(index, &next.devices[&index]),
+            Step::Detach(index) => {
+                let name = next.devices[&index].name.clone();
+                match self.attacher.detach(index, &name) {
+                    Ok(()) => {
+                        tracing::info!(device = %name, ifindex = index, "programs detached");
+                        if let Some(now) = self.now.devices.get_mut(&index) {
+                            now.programs = false;
+                        }
+                    }
+                    Err(error) => report(&error),
+                }
+            }
+        }
+    }
+
+    fn describe(&mut self, index: u32, next: &Served) {
+        match self.map.set(&next.entry) {
+            Ok(()) => {
+                let now = self.now.devices.entry(index).or_insert_with(|| Served { programs: false, ..next.clone() });
+                now.entry = next.entry;
+                now.role = next.role;
+            }
+            Err(error) if is_full(&error) => {
+                tracing::error!(device = %next.name, "DEVICES is full; give --max-devices a larger number and restart");
+            }
+            Err(error) => tracing::error!(device = %next.name, %error, "cannot describe a device"),
+        }
+    }
+
+    fn attach(&mut self, index: u32, next: &Served) {
+        // Its entry did not fit: without one the programs could not serve it.
+        let Some(now) = self.now.devices.get_mut(&index) else { return };
+        let target = Target { ifindex: index, name: &next.name, foreign_egress: next.foreign_egress };
+        let began = std::time::Instant::now();
+        if let Err(error) = self.attacher.attach(target) {
+            report(&error);
+            return;
+        }
+        now.programs = true;
+        now.foreign_egress = next.foreign_egress;
+        now.name.clone_from(&next.name);
+        let role = select::role_name(Some(next.role));
+        let took_us = began.elapsed().as_micros() as u64;
+        tracing::info!(device = %next.name, ifindex = index, role, took_us, "device served");
+        for hook in Hook::ALL {
+            let programs = attach::tcx_programs(&next.name, hook);
+            let strangers = attach::out_of_place(&programs, hook);
+            if !strangers.is_empty() {
+                tracing::warn!(
+                    device = %next.name, hook = hook.name(), programs = ?strangers,
+                    "a foreign program stands between Fairlead and the wire; it sees translated packets on one side only"
+                );
+            }
+        }
+    }
+}
+
+fn report(error: &AttachError) {
+    if error.device_is_gone() {
+        tracing::debug!(%error, "a device went away meanwhile");
+    } else {
+        tracing::error!(%error, "a device is not served; it is tried again");
+    }
+}
+
+fn is_full(error: &MapError) -> bool {
+    match error {
+        MapError::SyscallError(e) => matches!(e.io_error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)),
+        _ => false,
+    }
+}

@@ -57,6 +57,8 @@ func newAPIServer(ctx context.Context, s settings, etcdURL string) (*apiServer, 
 		"--service-account-signing-key-file=" + keyFile,
 		// No controller makes the default ServiceAccounts that this plugin would wait for.
 		"--disable-admission-plugins=ServiceAccount",
+		// Also how long a stop waits for watches that nobody ends; the default of a minute is for real clients.
+		"--request-timeout=5s",
 	}
 	if ip := net.ParseIP(s.bindAddress); ip == nil || ip.IsLoopback() {
 		// The API forbids loopback addresses in the endpoints of the Service "kubernetes".

@@ -1,8 +1,8 @@
 //! A blocking client of the API server for tests, at home in the server's network namespace.
 
-use std::{fmt, path::Path, sync::mpsc, thread::JoinHandle};
+use std::{fmt, path::Path, sync::mpsc, thread::JoinHandle, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use fairlead_lab::Namespace;
 use k8s_openapi::NamespaceResourceScope;
 use kube::{
@@ -12,6 +12,9 @@ use kube::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{runtime::Runtime, sync::mpsc as jobs};
+
+/// How long a request may stay without an answer.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 type Job = Box<dyn FnOnce(&Runtime, &Client) + Send>;
 
@@ -87,63 +90,64 @@ impl Api {
 
     /// Creates the object in its own namespace (`default` where it names none).
     pub fn create<K: Object>(&self, object: &K) -> Result<K> {
-        let object = object.clone();
-        let namespace = object.meta().namespace.clone().unwrap_or_else(|| "default".to_owned());
-        let name = object.meta().name.clone().unwrap_or_default();
-        self.call(async move |client| {
-            kube::Api::namespaced(client, &namespace)
-                .create(&PostParams::default(), &object)
-                .await
-                .with_context(|| format!("cannot create {} {namespace}/{name}", K::kind(&())))
+        let (object, name) = (object.clone(), name_of(object));
+        self.request("create", &name.clone(), async move |api: kube::Api<K>| {
+            api.create(&PostParams::default(), &object).await
         })
     }
 
-    /// Replaces the object: one write, without a read before it where `object` came from the server.
+    /// Replaces the object: one write; without a version in `object` it is unconditional.
     pub fn replace<K: Object>(&self, object: &K) -> Result<K> {
-        let object = object.clone();
-        let namespace = object.meta().namespace.clone().unwrap_or_else(|| "default".to_owned());
-        let name = object.meta().name.clone().unwrap_or_default();
-        self.call(async move |client| {
-            kube::Api::namespaced(client, &namespace)
-                .replace(&name, &PostParams::default(), &object)
-                .await
-                .with_context(|| format!("cannot replace {} {namespace}/{name}", K::kind(&())))
+        let (object, name) = (object.clone(), name_of(object));
+        self.request("replace", &name.clone(), async move |api: kube::Api<K>| {
+            api.replace(&name.1, &PostParams::default(), &object).await
         })
     }
 
     /// Applies a JSON merge patch.
     pub fn patch<K: Object>(&self, namespace: &str, name: &str, patch: serde_json::Value) -> Result<K> {
-        let (namespace, name) = (namespace.to_owned(), name.to_owned());
-        self.call(async move |client| {
-            kube::Api::namespaced(client, &namespace)
-                .patch(&name, &PatchParams::default(), &Patch::Merge(&patch))
-                .await
-                .with_context(|| format!("cannot patch {} {namespace}/{name} with {patch}", K::kind(&())))
+        let name = (namespace.to_owned(), name.to_owned());
+        self.request("patch", &name.clone(), async move |api: kube::Api<K>| {
+            api.patch(&name.1, &PatchParams::default(), &Patch::Merge(&patch)).await
         })
     }
 
     /// Deletes the object.
     pub fn delete<K: Object>(&self, namespace: &str, name: &str) -> Result<()> {
-        let (namespace, name) = (namespace.to_owned(), name.to_owned());
-        self.call(async move |client| {
-            kube::Api::<K>::namespaced(client, &namespace)
-                .delete(&name, &DeleteParams::default())
-                .await
-                .map(drop)
-                .with_context(|| format!("cannot delete {} {namespace}/{name}", K::kind(&())))
+        let name = (namespace.to_owned(), name.to_owned());
+        self.request("delete", &name.clone(), async move |api: kube::Api<K>| {
+            api.delete(&name.1, &DeleteParams::default()).await.map(drop)
         })
     }
 
     /// Reads the object.
     pub fn get<K: Object>(&self, namespace: &str, name: &str) -> Result<K> {
-        let (namespace, name) = (namespace.to_owned(), name.to_owned());
+        let name = (namespace.to_owned(), name.to_owned());
+        self.request("get", &name.clone(), async move |api: kube::Api<K>| api.get(&name.1).await)
+    }
+
+    /// Sends a request of one object and waits for the answer, but not for ever: a server that is just starting or
+    /// ending may take a request and never answer it.
+    fn request<K: Object, T: Send + 'static>(
+        &self,
+        verb: &str,
+        (namespace, name): &(String, String),
+        request: impl AsyncFnOnce(kube::Api<K>) -> kube::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let wanted = format!("{verb} {} {namespace}/{name}", K::kind(&()));
+        let namespace = namespace.clone();
         self.call(async move |client| {
-            kube::Api::namespaced(client, &namespace)
-                .get(&name)
-                .await
-                .with_context(|| format!("cannot get {} {namespace}/{name}", K::kind(&())))
+            match tokio::time::timeout(PATIENCE, request(kube::Api::namespaced(client, &namespace))).await {
+                Ok(answer) => answer.with_context(|| format!("cannot {wanted}")),
+                Err(_) => bail!("cannot {wanted}: no answer within {PATIENCE:?}"),
+            }
         })
     }
+}
+
+fn name_of<K: Object>(object: &K) -> (String, String) {
+    let meta = object.meta();
+    (meta.namespace.clone().unwrap_or_else(|| "default".to_owned()), meta.name.clone().unwrap_or_default())
 }
 
 impl fmt::Debug for Api {

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::Read as _,
+    os::unix::process::CommandExt as _,
     path::Path,
     process::{Child, Stdio},
     time::{Duration, Instant},
@@ -10,6 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use fairlead_lab::Namespace;
+use nix::sys::{prctl::set_pdeathsig, signal::Signal};
 
 use super::{ETCD_PORT, READY_WITHIN, SERVER, SERVICE_CIDRS, spawn};
 
@@ -63,11 +65,16 @@ pub(super) fn start(
             "--disable-admission-plugins=ServiceAccount",
             // The API forbids loopback addresses in the endpoints of the Service "kubernetes".
             "--endpoint-reconciler-type=none",
+            // Also how long a stop waits for watches that nobody ends.
+            "--request-timeout=5s",
         ]);
 
     let mut processes = Vec::new();
     for command in [&mut etcd, &mut server] {
         command.stdin(Stdio::null()).stdout(log()?).stderr(log()?);
+        // Our own program asks for this itself.
+        // SAFETY: between fork and exec only prctl(2) is called, which is async-signal-safe.
+        unsafe { command.pre_exec(|| set_pdeathsig(Signal::SIGTERM).map_err(Into::into)) };
         processes.push(spawn(command)?);
     }
     wait_for(&certs.join("apiserver.crt"))?;

@@ -61,10 +61,11 @@ impl Four {
 
     /// All of the change can be seen.
     fn changed(&self, cluster: &Cluster, created: &Vips) {
+        // Services and slices are two watches, each with a backoff of its own.
         cluster.served_by(&self.moved, "pod-b", AFTER_BACKOFF);
-        cluster.served_by(created, "pod-c", SOON);
-        cluster.refused(&self.emptied, SOON);
-        cluster.gone(&self.deleted, SOON);
+        cluster.served_by(created, "pod-c", AFTER_BACKOFF);
+        cluster.refused(&self.emptied, AFTER_BACKOFF);
+        cluster.gone(&self.deleted, AFTER_BACKOFF);
         cluster.served_by(&self.untouched, "pod-a", Duration::ZERO);
     }
 }

@@ -53,6 +53,14 @@ impl Relay {
         }
     }
 
+    /// The clients' ends of the connections that went through since the last cut.
+    pub(crate) fn clients(&self) -> Vec<SocketAddr> {
+        let Some(running) = &self.running else { return Vec::new() };
+        let streams = running.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that has ended has no peer any more; the server's ends have the server for a peer.
+        streams.iter().filter_map(|stream| stream.peer_addr().ok()).filter(|peer| *peer != self.to).collect()
+    }
+
     /// Lets connections through (again).
     pub(crate) fn heal(&mut self) {
         assert!(self.running.is_none(), "the relay is not cut");

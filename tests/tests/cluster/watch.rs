@@ -15,6 +15,10 @@ use crate::{
     plane::is_status,
 };
 
+/// How long a dead connection may go unnoticed. Kubernetes' own clients need 45 seconds (a ping after 30 s of silence, 15 s
+/// for its answer), then a backoff.
+const SILENCE: Duration = Duration::from_secs(90);
+
 /// Four Services with one pod each: one that nobody touches, and one for each kind of change.
 struct Four {
     untouched: Vips,
@@ -134,6 +138,34 @@ fn a_watch_that_is_answered_with_410_lists_again_and_finds_what_was_deleted() {
     cluster.served_by(&four.moved, "pod-c", SOON);
     none_failed(load);
     assert!(cluster.agent.is_running());
+}
+
+#[test]
+fn a_connection_that_dies_without_a_word_is_noticed() {
+    let cluster = Cluster::start();
+    let vips = cluster.create_service("web");
+    cluster.create_slices("web", &["pod-a"]);
+    cluster.served_by(&vips, "pod-a", SOON);
+
+    // As when a firewall between them has forgotten the connections: nothing arrives and nobody says so.
+    let address = cluster.relay.address();
+    let ports: Vec<_> = cluster.relay.clients().iter().map(|client| client.port().to_string()).collect();
+    assert!(!ports.is_empty(), "the agent has no connection to the API server");
+    let (port, clients) = (address.port(), ports.join(", "));
+    let rules = format!(
+        "table inet blackhole {{ chain input {{ type filter hook input priority 0;\n\
+         tcp dport {port} tcp sport {{ {clients} }} drop\n\
+         tcp sport {port} tcp dport {{ {clients} }} drop\n}}\n}}\n"
+    );
+    cluster.lab.node.ns.nft(&rules).unwrap();
+    let dead = Instant::now();
+    cluster.set_endpoints("web", &["pod-b"]);
+    throughout(Duration::from_millis(200), || {
+        let outcome = cluster.ask(Proto::Tcp, vips.v4);
+        assert_eq!(outcome.server(), Some("pod-a"), "the connections are not dead: this case shows nothing");
+    });
+    cluster.served_by(&vips, "pod-b", SILENCE);
+    println!("in step {} after the connections died", ms(dead.elapsed()));
 }
 
 /// The version of the list of Services: what a watch that follows it begins from.

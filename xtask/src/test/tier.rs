@@ -75,17 +75,14 @@ impl Tier {
             }
             without_object(cmd)
         };
-        let package = |args: &[&str]| {
-            let root = machine::root();
-            Cmd::cargo("test").args(["--locked", "--no-fail-fast"]).args(args).arg("--").args(filter).current_dir(&root)
+        let ebpf = || {
+            let cmd =
+                Cmd::cargo("test").args(["--locked", "--no-fail-fast", "--package", workspace::EBPF, "--lib", "--"]);
+            cmd.args(filter).current_dir(&machine::root())
         };
         let programs = || without_object(workspace::cargo("build").arg("--bins"));
         match self {
-            Self::Unit => vec![
-                test(&["--lib", "--bins"], None),
-                package(&["--package", workspace::EBPF, "--lib"]),
-                package(&["--package", "proxy-common", "--doc"]),
-            ],
+            Self::Unit => vec![test(&["--lib", "--bins"], None), ebpf(), test(&["--doc"], None)],
             // Loading programs is mostly the verifier's time; more tests at once than processors gain nothing.
             Self::Packet => vec![test(&["--test", "packets", "--test", "object"], None)],
             Self::Scenario => vec![test(&["--test", "scenarios"], None)],

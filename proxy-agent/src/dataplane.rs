@@ -19,6 +19,7 @@ pub mod memory;
 pub mod pin;
 pub mod probe;
 pub mod render;
+pub mod settings;
 pub mod sys;
 
 /// A map that the agent writes.
@@ -338,6 +339,16 @@ pub enum Subject {
     Node,
     /// What an earlier agent left behind and nobody claims.
     Leftovers,
+}
+
+impl Subject {
+    /// The Service, if it is one.
+    pub fn into_service(self) -> Option<ObjectName> {
+        match self {
+            Self::Service(name) => Some(name),
+            Self::Node | Self::Leftovers => None,
+        }
+    }
 }
 
 impl fmt::Display for Subject {

@@ -1,3 +1,4 @@
 //! Fairlead's test tiers and their shared tools.
 
 pub mod controlplane;
+pub mod packet;

@@ -1,0 +1,129 @@
+//! EndpointSlices: kube-proxy's rules 2, 37–44.
+
+use std::net::IpAddr;
+
+use k8s_openapi::api::discovery::v1 as discovery;
+
+use super::{Decoded, Warning, check_port_name, labels, parse_port, parse_usable_address};
+use crate::model::{Endpoint, EndpointSlice, IpFamily, NameError, ObjectName, Protocol, SlicePort};
+
+/// Longest name of an EndpointSlice, a DNS subdomain.
+const MAX_NAME: usize = 253;
+
+/// Why an EndpointSlice cannot be used at all.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SliceError {
+    /// Its own name.
+    #[error("metadata: {0}")]
+    Name(#[from] NameError),
+    /// It does not say whose endpoints it has (rule 37).
+    #[error("metadata.labels: no {label:?}; set it to the name of the Service", label = labels::SERVICE_NAME)]
+    NoService,
+    /// The name of its Service.
+    #[error("metadata.labels[{label:?}]: {0}", label = labels::SERVICE_NAME)]
+    ServiceName(NameError),
+}
+
+/// Decodes a slice. One of a headless Service or of another address type comes out as none.
+pub fn decode(object: &discovery::EndpointSlice, node: &str) -> Result<Decoded<EndpointSlice>, SliceError> {
+    let meta = &object.metadata;
+    let namespace = meta.namespace.as_deref().unwrap_or("default");
+    let name = ObjectName::checked(namespace, meta.name.as_deref().unwrap_or_default(), MAX_NAME)?;
+    let label = |label: &str| meta.labels.as_ref().and_then(|labels| labels.get(label));
+    let family = match &*object.address_type {
+        _ if label(labels::HEADLESS).is_some() => return Ok(Decoded::skipped()),
+        "IPv4" => IpFamily::V4,
+        "IPv6" => IpFamily::V6,
+        _ => return Ok(Decoded::skipped()),
+    };
+    let service = label(labels::SERVICE_NAME).filter(|name| !name.is_empty()).ok_or(SliceError::NoService)?;
+    let service = ObjectName::checked(namespace, service, ObjectName::MAX_LABEL).map_err(SliceError::ServiceName)?;
+    let mut warnings = Vec::new();
+    let ports = ports(object, &mut warnings);
+    let endpoints = object.endpoints.iter().enumerate();
+    let endpoints = endpoints.filter_map(|(i, e)| endpoint(i, e, family, node, &mut warnings)).collect();
+    let slice = EndpointSlice { name, service, family, legacy: false, ports, endpoints };
+    Ok(Decoded { object: Some(slice), warnings })
+}
+
+/// Without a number a port means nothing here (rule 39).
+fn ports(object: &discovery::EndpointSlice, warnings: &mut Vec<Warning>) -> Vec<SlicePort> {
+    let mut ports = Vec::new();
+    for (i, port) in object.ports.iter().flatten().enumerate() {
+        let fields = (port.name.as_deref(), port.protocol.as_deref());
+        if let Some(number) = port.port {
+            ports.extend(slice_port(&format!("ports[{i}]"), fields, number, warnings));
+        }
+    }
+    ports
+}
+
+/// Name and protocol default as the API server has it: none, and TCP.
+pub(super) fn slice_port(
+    field: &str,
+    (name, protocol): (Option<&str>, Option<&str>),
+    port: i32,
+    warnings: &mut Vec<Warning>,
+) -> Option<SlicePort> {
+    let (name, protocol) = (name.unwrap_or_default(), protocol.unwrap_or("TCP"));
+    let mut warn = |part: &str, problem: String| warnings.push(Warning { field: format!("{field}.{part}"), problem });
+    if let Err(problem) = check_port_name(name) {
+        warn("name", problem);
+        return None;
+    }
+    let Some(protocol) = Protocol::from_name(protocol) else {
+        warn("protocol", format!("{protocol:?} is no protocol of a Service; give TCP, UDP or SCTP"));
+        return None;
+    };
+    let Some(port) = parse_port(port) else {
+        warn("port", format!("{port} is no port; give a number from 1 to 65535"));
+        return None;
+    };
+    Some(SlicePort { name: name.into(), protocol, port })
+}
+
+fn endpoint(
+    index: usize,
+    endpoint: &discovery::Endpoint,
+    family: IpFamily,
+    node: &str,
+    warnings: &mut Vec<Warning>,
+) -> Option<Endpoint> {
+    // Only the first address counts; none is no mistake (rule 41).
+    let text = endpoint.addresses.first()?;
+    let field = format!("endpoints[{index}].addresses[0]");
+    let addr = address(field, text, Some(family), warnings)?;
+    let conditions = endpoint.conditions.as_ref();
+    let hinted = endpoint.hints.as_ref().is_some_and(|hints| {
+        hints.for_zones.iter().flatten().next().is_some() || hints.for_nodes.iter().flatten().next().is_some()
+    });
+    Some(Endpoint {
+        addr,
+        ready: conditions.and_then(|c| c.ready).unwrap_or(true),
+        serving: conditions.and_then(|c| c.serving).unwrap_or(true),
+        terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
+        local: is_local(endpoint.node_name.as_deref(), node),
+        hinted,
+    })
+}
+
+/// On this node only if both names are known and equal (rule 43).
+pub(super) fn is_local(of_endpoint: Option<&str>, own: &str) -> bool {
+    of_endpoint.is_some_and(|name| !own.is_empty() && name == own)
+}
+
+/// An endpoint's address; one of another family than its slice is left out.
+pub(super) fn address(
+    field: String,
+    text: &str,
+    family: Option<IpFamily>,
+    warnings: &mut Vec<Warning>,
+) -> Option<IpAddr> {
+    let problem = match parse_usable_address(text) {
+        Ok(addr) if family.is_none_or(|family| IpFamily::of(&addr) == family) => return Some(addr),
+        Ok(addr) => format!("{addr} is no address of the slice's addressType {:?}", family.map(|f| f.to_string())),
+        Err(error) => error.to_string(),
+    };
+    warnings.push(Warning { field, problem });
+    None
+}

@@ -1,0 +1,150 @@
+//! How each Service stands: done, waiting for another attempt, and what of it is not served.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::dataplane::Subject;
+use crate::plan::Unserved;
+
+/// First pause before a failed subject is tried again; it doubles with each failure.
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+/// Longest pause: a Service that did not fit is served this soon after room was made.
+const LAST_RETRY: Duration = Duration::from_secs(30);
+
+/// A failure and what follows from it.
+#[derive(Clone, Debug)]
+struct Failure {
+    message: String,
+    attempts: u32,
+    retry_at: Duration,
+}
+
+/// Where everything stands.
+#[derive(Debug, Default)]
+pub struct Board {
+    done: BTreeSet<Subject>,
+    failures: BTreeMap<Subject, Failure>,
+    unserved: BTreeMap<Subject, Vec<Unserved>>,
+    version: u64,
+}
+
+/// One subject that is not simply done, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Entry {
+    /// `Service default/web`.
+    pub subject: String,
+    /// Why its last change failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// What of it is not served.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unserved: Vec<String>,
+}
+
+impl Board {
+    /// A change succeeded. Returns true if an earlier one had failed.
+    pub fn done(&mut self, subject: &Subject) -> bool {
+        let recovered = self.failures.remove(subject).is_some();
+        if self.done.insert(subject.clone()) || recovered {
+            self.version += 1;
+        }
+        recovered
+    }
+
+    /// A change failed. Returns the pause until the next attempt, and true if the reason is a new one.
+    pub fn failed(&mut self, subject: &Subject, message: String, now: Duration) -> (Duration, bool) {
+        let known = self.failures.get(subject);
+        let attempts = known.map_or(0, |failure| failure.attempts);
+        let new = known.is_none_or(|failure| failure.message != message);
+        let pause = LAST_RETRY.min(FIRST_RETRY.saturating_mul(1 << attempts.min(10)));
+        let failure = Failure { message, attempts: attempts + 1, retry_at: now + pause };
+        self.failures.insert(subject.clone(), failure);
+        self.done.remove(subject);
+        self.version += 1;
+        (pause, new)
+    }
+
+    /// Notes what is not served. Returns true if that is new.
+    pub fn unserved(&mut self, subject: &Subject, unserved: &[Unserved]) -> bool {
+        let known = self.unserved.get(subject).map_or(&[][..], Vec::as_slice);
+        if known == unserved {
+            return false;
+        }
+        if unserved.is_empty() {
+            self.unserved.remove(subject);
+        } else {
+            self.unserved.insert(subject.clone(), unserved.to_vec());
+        }
+        self.version += 1;
+        !unserved.is_empty()
+    }
+
+    /// The subject is gone.
+    pub fn forget(&mut self, subject: &Subject) {
+        if self.done.remove(subject) || self.unserved.remove(subject).is_some() {
+            self.version += 1;
+        }
+    }
+
+    /// Subjects whose pause is over.
+    pub fn due(&self, now: Duration) -> Vec<Subject> {
+        self.failures
+            .iter()
+            .filter(|(_, failure)| failure.retry_at <= now)
+            .map(|(subject, _)| subject.clone())
+            .collect()
+    }
+
+    /// When the next pause is over.
+    pub fn next_retry(&self) -> Option<Duration> {
+        self.failures.values().map(|failure| failure.retry_at).min()
+    }
+
+    /// Number of subjects done, and of subjects whose last change failed.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.done.len(), self.failures.len())
+    }
+
+    /// Counts up with everything that [`Self::entries`] shows.
+    pub const fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Every subject that is not simply done, by name.
+    pub fn entries(&self) -> Vec<Entry> {
+        let subjects: BTreeSet<_> = self.failures.keys().chain(self.unserved.keys()).collect();
+        let entry = |subject: &Subject| Entry {
+            subject: subject.to_string(),
+            error: self.failures.get(subject).map(|failure| failure.message.clone()),
+            unserved: self.unserved.get(subject).into_iter().flatten().map(ToString::to_string).collect(),
+        };
+        subjects.into_iter().map(entry).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ObjectName;
+
+    #[test]
+    fn pauses_double_up_to_half_a_minute() {
+        let (mut board, subject) = (Board::default(), Subject::Service(ObjectName::new("a", "b")));
+        let pauses: Vec<_> =
+            (0..9).map(|_| board.failed(&subject, "full".into(), Duration::ZERO).0.as_millis()).collect();
+        assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000, 30_000]);
+        assert!(board.done(&subject));
+        assert_eq!(board.failed(&subject, "full".into(), Duration::ZERO).0, FIRST_RETRY);
+    }
+
+    #[test]
+    fn a_failure_is_news_once() {
+        let (mut board, subject) = (Board::default(), Subject::Node);
+        assert!(board.failed(&subject, "full".into(), Duration::ZERO).1);
+        assert!(!board.failed(&subject, "full".into(), Duration::ZERO).1);
+        assert!(board.failed(&subject, "gone".into(), Duration::ZERO).1);
+        assert_eq!(board.due(Duration::from_secs(60)), [subject]);
+    }
+}

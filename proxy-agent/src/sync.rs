@@ -1,0 +1,142 @@
+//! A Service update from top to bottom: events → index → plan → diff → apply → status.
+//!
+//! Changes are coalesced only while an earlier one is being applied. Nothing is written before every source has
+//! delivered its first full list; what the kernel holds from an earlier agent serves until then.
+
+use std::time::Duration;
+
+use tracing::{debug, info};
+
+use crate::dataplane::{Change, Dataplane, DataplaneError, Grace, MapOp, Snapshot, Subject};
+use crate::diff::Ledger;
+use crate::index::{Changed, Event, Index};
+use crate::plan::{self, Desired};
+use crate::status::Board;
+
+mod apply;
+mod task;
+
+pub use task::{Input, run};
+
+#[cfg(test)]
+mod tests;
+
+/// The control plane, without a clock or a task of its own.
+pub struct Sync<D> {
+    dataplane: D,
+    index: Index,
+    ledger: Ledger,
+    board: Board,
+    ipv6: bool,
+    changed: Changed,
+    started: Duration,
+    first_done: bool,
+    graves: Graves,
+}
+
+/// Changes that are done but for what waits for a grace period.
+#[derive(Debug, Default)]
+struct Graves {
+    /// No grace period has begun for these.
+    new: Vec<Change>,
+    /// The grace period under way began after these.
+    waiting: Vec<Change>,
+    /// Their grace period is over.
+    over: Vec<Change>,
+    under_way: bool,
+}
+
+impl<D: Dataplane> Sync<D> {
+    /// Takes over what the maps hold.
+    pub fn new(mut dataplane: D, now: Duration) -> Result<Self, DataplaneError> {
+        let maps = dataplane.dump()?;
+        report_restored(&maps);
+        let (ledger, ipv6) = (Ledger::restore(&maps, now), maps.capacities.ipv6);
+        let (index, board, changed) = (Index::default(), Board::default(), Changed::default());
+        let graves = Graves::default();
+        Ok(Self { dataplane, index, ledger, board, ipv6, changed, started: now, first_done: false, graves })
+    }
+
+    /// Takes an event in, without a write.
+    pub fn take(&mut self, event: Event) {
+        self.changed.merge(self.index.apply(event));
+    }
+
+    /// Brings the kernel up to date with all that was taken in, and with the time.
+    pub fn step(&mut self, now: Duration) {
+        if !self.index.is_synced() {
+            return;
+        }
+        let mut changed = std::mem::take(&mut self.changed);
+        if !self.first_done {
+            changed.node = true;
+            changed.services.extend(self.index.service_names().chain(self.ledger.services()).cloned());
+        }
+        let retries = self.board.due(now);
+        let leftovers = !self.first_done || retries.contains(&Subject::Leftovers);
+        changed.node |= retries.contains(&Subject::Node);
+        changed.services.extend(retries.into_iter().filter_map(Subject::into_service));
+
+        if changed.node {
+            self.sync_node(now);
+        }
+        // Services that go come last: an address that moves to another one is handed over, not taken away and given.
+        let (there, gone): (Vec<_>, Vec<_>) =
+            changed.services.into_iter().partition(|name| self.index.service(name).is_some());
+        for name in there.iter().chain(&gone) {
+            let desired = plan::desired(&self.index, name, self.ipv6);
+            self.sync_service(&desired, now);
+        }
+        self.retire();
+        for change in self.ledger.settle(now) {
+            self.carry_out(change, None, now);
+        }
+        if leftovers {
+            let change = self.ledger.leftovers();
+            self.carry_out(change, None, now);
+        }
+        if !std::mem::replace(&mut self.first_done, true) {
+            self.report_first(now);
+        }
+    }
+
+    /// Clears `FILTER` bits that neither the plan nor a live flow needs. `live`: every address of a live flow.
+    pub fn sweep_filter(&mut self, live: impl Iterator<Item = std::net::IpAddr>) {
+        for op in self.ledger.rebuild(live) {
+            self.write(&op).unwrap_or_else(|error| debug!(%error, "FILTER keeps a bit that nothing needs"));
+        }
+    }
+
+    /// When [`Self::step`] has something to do even if nothing is taken in.
+    pub fn next_wake(&self) -> Option<Duration> {
+        let wakes = [self.ledger.next_deadline(), self.board.next_retry()];
+        wakes.into_iter().flatten().min().filter(|_| self.first_done)
+    }
+
+    /// True if retires failed and wait for another attempt.
+    pub fn has_retires(&self) -> bool {
+        !self.graves.over.is_empty()
+    }
+
+    /// How each Service stands.
+    pub const fn board(&self) -> &Board {
+        &self.board
+    }
+
+    /// The maps.
+    pub const fn dataplane(&self) -> &D {
+        &self.dataplane
+    }
+
+    fn report_first(&self, now: Duration) {
+        let ((services, slices), (done, failed)) = (self.index.counts(), self.board.counts());
+        let took_ms = now.saturating_sub(self.started).as_millis() as u64;
+        info!(services, slices, done, failed, took_ms, "first sync complete");
+    }
+}
+
+fn report_restored(maps: &Snapshot) {
+    if !maps.names.is_empty() {
+        info!(ports = maps.names.len(), addresses = maps.services.len(), "the maps hold an earlier agent's Services");
+    }
+}

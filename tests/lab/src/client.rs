@@ -195,11 +195,17 @@ impl Conversation {
 
     /// One request, one answer.
     pub fn ask(&mut self) -> Attempt {
+        self.ask_bulk(0, 0)
+    }
+
+    /// One request with `up` bytes of padding, one answer with `down` bytes; every byte is checked.
+    pub fn ask_bulk(&mut self, up: usize, down: usize) -> Attempt {
         let start = Instant::now();
         let nonce = fresh_nonce();
+        let request = wire::request(nonce, down, up);
         let answered = match &mut self.stream {
-            Stream::Tcp(stream) => ask_stream(stream, nonce),
-            Stream::Udp(socket) => ask_socket(socket, nonce, start + self.timeout),
+            Stream::Tcp(stream) => ask_stream(stream, &request, nonce),
+            Stream::Udp(socket) => ask_socket(socket, &request, nonce, start + self.timeout),
         };
         let outcome = answered.map_or_else(|error| Outcome::from_io(&error, true), Outcome::Answered);
         Attempt { outcome, elapsed: start.elapsed() }
@@ -251,10 +257,10 @@ fn connect(ask: &Ask) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-fn ask_stream(stream: &mut TcpStream, nonce: u64) -> io::Result<Answer> {
-    stream.write_all(&wire::request(nonce))?;
+fn ask_stream(stream: &mut TcpStream, request: &[u8], nonce: u64) -> io::Result<Answer> {
+    stream.write_all(request)?;
     let mut line = Vec::new();
-    let mut buffer = [0; 512];
+    let mut buffer = [0; 1 << 16];
     while line.last() != Some(&b'\n') {
         match stream.read(&mut buffer)? {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -263,13 +269,13 @@ fn ask_stream(stream: &mut TcpStream, nonce: u64) -> io::Result<Answer> {
     }
     match wire::parse_answer(&line) {
         Some((answer, echoed)) if echoed == nonce => Ok(answer),
-        _ => Err(io::Error::other(format!("asked {nonce}, heard {:?}", String::from_utf8_lossy(&line)))),
+        _ => Err(io::Error::other(format!("asked {nonce}, heard {}", heard(&line)))),
     }
 }
 
-fn ask_socket(socket: &UdpSocket, nonce: u64, deadline: Instant) -> io::Result<Answer> {
-    socket.send(&wire::request(nonce))?;
-    let mut buffer = [0; 512];
+fn ask_socket(socket: &UdpSocket, request: &[u8], nonce: u64, deadline: Instant) -> io::Result<Answer> {
+    socket.send(request)?;
+    let mut buffer = [0; 1 << 16];
     loop {
         let count = socket.recv(&mut buffer)?;
         match wire::parse_answer(&buffer[..count]) {
@@ -278,9 +284,13 @@ fn ask_socket(socket: &UdpSocket, nonce: u64, deadline: Instant) -> io::Result<A
             Some(_) if Instant::now() < deadline => {}
             Some(_) => return Err(io::ErrorKind::TimedOut.into()),
             None => {
-                let heard = String::from_utf8_lossy(&buffer[..count]).into_owned();
-                return Err(io::Error::other(format!("asked {nonce}, heard {heard:?}")));
+                return Err(io::Error::other(format!("asked {nonce}, heard {}", heard(&buffer[..count]))));
             }
         }
     }
+}
+
+/// The beginning of what was heard, and its length.
+fn heard(line: &[u8]) -> String {
+    format!("{:?} ({} bytes)", String::from_utf8_lossy(&line[..line.len().min(100)]), line.len())
 }

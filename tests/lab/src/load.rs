@@ -194,7 +194,10 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let failures = self.failures();
-        write!(f, "{} requests, {} failed; answers: {:?}", self.samples.len(), failures.len(), self.by_server())?;
+        write!(f, "{} requests, {} failed", self.samples.len(), failures.len())?;
+        for (server, count) in self.by_server() {
+            write!(f, ", {count} by {server}")?;
+        }
         let mut kinds = BTreeMap::<String, usize>::new();
         for sample in failures {
             *kinds.entry(sample.attempt.outcome.to_string()).or_default() += 1;

@@ -50,7 +50,7 @@ pub fn until_answer(
             asked.insert(nonce, Instant::now());
             if let Some(socket) = sockets.last() {
                 // Not reachable yet is what a probe is for.
-                socket.send_to(&wire::request(nonce), to).ok();
+                socket.send_to(&wire::request(nonce, 0, 0), to).ok();
             }
             std::thread::sleep(Duration::from_millis(1));
             for socket in &sockets {

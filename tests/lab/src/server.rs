@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use crate::{
@@ -49,7 +50,9 @@ enum Socket {
 }
 
 /// Longest request line, bytes; a client that sends more without an end of line is cut off.
-const MAX_LINE: usize = 1024;
+const MAX_LINE: usize = 64 << 20;
+/// How long a client may take to make room for an answer, milliseconds.
+const WRITE_MS: u16 = 5000;
 /// How long a stop may take, milliseconds.
 const TICK_MS: u16 = 20;
 
@@ -193,7 +196,8 @@ impl Worker {
 
 /// Answers what is there; `Ok(false)` when the client has closed.
 fn answer_lines(name: &str, stream: &mut TcpStream, pending: &mut Vec<u8>, counters: &Counters) -> io::Result<bool> {
-    let mut buffer = [0; 2048];
+    let mut buffer = [0; 1 << 16];
+    let known = pending.len();
     loop {
         match stream.read(&mut buffer) {
             Ok(0) => return Ok(false),
@@ -202,25 +206,47 @@ fn answer_lines(name: &str, stream: &mut TcpStream, pending: &mut Vec<u8>, count
             Err(error) => return Err(error),
         }
     }
+    if !pending[known..].contains(&b'\n') {
+        return Ok(pending.len() <= MAX_LINE);
+    }
     let (peer, local) = (wire::canonical(stream.peer_addr()?), wire::canonical(stream.local_addr()?));
     while let Some(end) = pending.iter().position(|&byte| byte == b'\n') {
         let line: Vec<u8> = pending.drain(..=end).collect();
-        let Some(nonce) = wire::parse_request(&line) else { return Ok(false) };
+        let Some((nonce, size)) = wire::parse_request(&line) else { return Ok(false) };
         counters.requests.fetch_add(1, Ordering::Relaxed);
-        stream.write_all(&wire::answer(&Answer { server: name.to_owned(), peer, local }, nonce))?;
+        write_fully(
+            stream,
+            &wire::answer(&Answer { server: name.to_owned(), peer, local }, nonce, size.min(MAX_LINE)),
+        )?;
     }
     Ok(pending.len() <= MAX_LINE)
 }
 
+/// Writes everything to a non-blocking stream; long answers wait for their reader.
+fn write_fully(stream: &mut TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match stream.write(bytes) {
+            Ok(count) => bytes = &bytes[count..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if poll(&mut [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)], PollTimeout::from(WRITE_MS))? == 0 {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 fn answer_datagrams(name: &str, socket: &UdpSocket, counters: &Counters) {
-    let mut buffer = [0; 2048];
+    let mut buffer = [0; 1 << 16];
     let Ok(local) = socket.local_addr().map(wire::canonical) else { return };
     // An error here is one of an earlier datagram (ICMP); the next one is read on the next turn.
     while let Ok((count, from)) = socket.recv_from(&mut buffer) {
-        let Some(nonce) = wire::parse_request(&buffer[..count]) else { continue };
+        let Some((nonce, size)) = wire::parse_request(&buffer[..count]) else { continue };
         counters.requests.fetch_add(1, Ordering::Relaxed);
         let said = Answer { server: name.to_owned(), peer: wire::canonical(from), local };
-        if let Err(error) = socket.send_to(&wire::answer(&said, nonce), from) {
+        if let Err(error) = socket.send_to(&wire::answer(&said, nonce, size), from) {
             // A client that has closed its socket leaves ICMP errors behind; only the unusual is worth a word.
             if !matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::WouldBlock) {
                 eprintln!("server {name}: fd {}: cannot answer {from}: {error}", socket.as_raw_fd());

@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -12,6 +13,7 @@ use anyhow::{Context as _, Result};
 use crate::{
     janitor,
     netns::{self, Namespace},
+    server::wait_until,
 };
 
 /// How pods are wired to their node.
@@ -101,6 +103,15 @@ impl std::ops::Deref for Pod {
     }
 }
 
+impl Pod {
+    /// Switches the checksum and segmentation offloads of its device. Off, each packet carries its own checksum, which
+    /// the receiver checks: between namespaces that is otherwise never done.
+    pub fn offloads(&self, on: bool) -> Result<()> {
+        let value = if on { "on" } else { "off" };
+        self.ns.output("ethtool", &["-K", "eth0", "tx", value]).map(drop)
+    }
+}
+
 /// The node's device towards the external host, and the external host's towards the node.
 pub const UPLINK: &str = "eth0";
 /// The bridge of [`Shape::Bridge`].
@@ -168,6 +179,7 @@ impl Lab {
         for pod in lab.all_pods() {
             lab.wire_pod(pod)?;
         }
+        lab.wait_until_wired()?;
         fs::create_dir_all(lab.dir()).with_context(|| format!("cannot make {}", lab.dir().display()))?;
         Ok(lab)
     }
@@ -187,6 +199,7 @@ impl Lab {
         let pod = new_pod(&self.id, name, n)?;
         self.wire_pod(&pod)?;
         self.pods.push(pod);
+        self.wait_until_wired()?;
         Ok(&self.pods[self.pods.len() - 1])
     }
 
@@ -346,6 +359,21 @@ impl Lab {
         node.ip_batch(&outside)
     }
 
+    /// The kernel's own event handling activates a device some time after its peer came up; until then it drops what
+    /// it is given to send.
+    fn wait_until_wired(&self) -> Result<()> {
+        for host in self.all_pods().map(|pod| &pod.host).chain([&self.node, &self.ext]) {
+            let mut listing = Ok(String::new());
+            let wired = wait_until(Duration::from_secs(10), || {
+                listing = host.ns.output("ip", &["-o", "link", "show"]);
+                !listing.as_ref().is_ok_and(|text| text.lines().any(|line| !line.contains("lo:") && !is_active(line)))
+            });
+            let listing = listing?;
+            anyhow::ensure!(wired, "devices of {} are not up after 10 s:\n{listing}", host.name);
+        }
+        Ok(())
+    }
+
     /// Packets of state INVALID that the node's netfilter saw, in all its chains. 0 without netfilter.
     pub fn invalid_packets(&self) -> Result<u64> {
         if self.config.netfilter == Netfilter::None {
@@ -384,6 +412,11 @@ fn new_pod(id: &str, name: &str, n: u8) -> Result<Pod> {
     let v6 = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, u16::from(n));
     let host = Host { name: name.to_owned(), ns, v4: Ipv4Addr::new(10, 244, 1, n), v6 };
     Ok(Pod { host, node_device: format!("veth-{name}") })
+}
+
+/// A line of `ip -o link`: the device is up and has a queueing discipline that sends.
+fn is_active(line: &str) -> bool {
+    line.contains("state UP") && !line.contains("qdisc noop ")
 }
 
 /// An address of the uplink's network `fd00:192:168:50::/64`.

@@ -22,8 +22,8 @@ const MANY: usize = 64;
 fn a_pod_reaches_the_endpoints_on_its_node(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
     let (service, client) = (cluster.service("local"), &cluster.lab.client);
     let ask = Ask::new(proto, service.vip(v6));
+    service.serve(&service.pods(&[0, 1]), &client.ns, ask)?;
     cluster.without_leak(|| {
-        service.serve(&service.pods(&[0, 1]), &client.ns, ask)?;
         let mut servers = BTreeSet::new();
         for _ in 0..MANY {
             let answer = answered(&client.ns, ask)?;
@@ -43,8 +43,8 @@ fn a_pod_reaches_the_endpoints_on_its_node(cluster: &Cluster, Combo { v6, proto 
 fn a_pod_reaches_remote_endpoints(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
     let (service, client) = (cluster.service("remote"), &cluster.lab.client);
     let ask = Ask::new(proto, service.vip(v6));
+    service.serve(&service.remotes(), &client.ns, ask)?;
     cluster.without_leak(|| {
-        service.serve(&service.remotes(), &client.ns, ask)?;
         let mut servers = BTreeSet::new();
         for _ in 0..MANY {
             let answer = answered(&client.ns, ask)?;
@@ -77,8 +77,8 @@ fn a_pod_reaches_itself_and_sees_another_source(cluster: &Cluster, Combo { v6, p
 fn a_node_process_reaches_local_endpoints(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
     let (service, node) = (cluster.service("node-local"), &cluster.lab.node);
     let ask = Ask::new(proto, service.vip(v6));
+    service.serve(&service.pods(&[0]), &node.ns, ask)?;
     cluster.without_leak(|| {
-        service.serve(&service.pods(&[0]), &node.ns, ask)?;
         let direct = answered(&node.ns, Ask::new(proto, SocketAddr::new(cluster.pod_ip(0, v6), TARGET)))?;
         for _ in 0..MANY {
             let answer = answered(&node.ns, ask)?;
@@ -97,8 +97,8 @@ fn a_node_process_reaches_local_endpoints(cluster: &Cluster, Combo { v6, proto }
 fn a_node_process_reaches_remote_endpoints(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
     let (service, node) = (cluster.service("node-remote"), &cluster.lab.node);
     let ask = Ask::new(proto, service.vip(v6));
+    service.serve(&service.remotes(), &node.ns, ask)?;
     cluster.without_leak(|| {
-        service.serve(&service.remotes(), &node.ns, ask)?;
         let mut servers = BTreeSet::new();
         for _ in 0..MANY {
             let answer = answered(&node.ns, ask)?;

@@ -44,6 +44,8 @@ mod foreign;
 #[cfg(test)]
 mod node_port;
 #[cfg(test)]
+mod payload;
+#[cfg(test)]
 mod reject;
 #[cfg(test)]
 mod tuples;

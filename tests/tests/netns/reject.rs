@@ -21,8 +21,8 @@ fn askers(cluster: &Cluster) -> [&Namespace; 3] {
 fn a_service_without_endpoints_is_refused_at_once(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
     let service = cluster.service("empty");
     let ask = Ask::new(proto, service.vip(v6));
+    service.serve(&service.pods(&[0]), &cluster.lab.client.ns, ask)?;
     cluster.without_leak(|| {
-        service.serve(&service.pods(&[0]), &cluster.lab.client.ns, ask)?;
         service.endpoints(&[])?;
         eventually("a refusal", &cluster.lab.client.ns, ask, |attempt| attempt.outcome == Outcome::Refused)?;
         for ns in askers(cluster) {
@@ -38,9 +38,9 @@ fn a_service_without_endpoints_is_refused_at_once(cluster: &Cluster, Combo { v6,
 fn an_unknown_port_of_a_cluster_ip_is_refused_at_once(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
     let service = cluster.service("ports");
     let known = Ask::new(proto, service.vip(v6));
+    service.serve(&service.pods(&[0]), &cluster.lab.client.ns, known)?;
+    let unknown = Ask::new(proto, SocketAddr::new(service.vip(v6).ip(), 81));
     cluster.without_leak(|| {
-        service.serve(&service.pods(&[0]), &cluster.lab.client.ns, known)?;
-        let unknown = Ask::new(proto, SocketAddr::new(service.vip(v6).ip(), 81));
         for ns in askers(cluster) {
             (0..3).try_for_each(|_| refused(ns, unknown))?;
         }

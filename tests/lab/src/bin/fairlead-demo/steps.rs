@@ -78,7 +78,9 @@ fn balance(screen: &Screen, cluster: &Cluster, from: &Host) -> Result<String> {
 }
 
 /// How long traffic may take to follow a change until it is a failure.
-const LIMIT: Duration = Duration::from_secs(2);
+const LIMIT: Duration = Duration::from_millis(300);
+/// Load between two changes; longer than the limit, so that traffic which never moves is found out.
+const PHASE: Duration = Duration::from_millis(500);
 
 fn churn(screen: &Screen, cluster: &mut Cluster) -> Result<String> {
     let (mut requests, mut slowest) = (0, Duration::ZERO);
@@ -93,13 +95,13 @@ fn churn(screen: &Screen, cluster: &mut Cluster) -> Result<String> {
         };
         let load = Load::start(&cluster.lab.client.ns, plan)?;
         let (manifests, web) = (&cluster.agent.manifests, &cluster.services.web);
-        std::thread::sleep(Duration::from_millis(400));
+        std::thread::sleep(PHASE);
         let removed = Instant::now();
         manifests.endpoints(web, &cluster.endpoints(2))?;
-        std::thread::sleep(Duration::from_millis(400));
+        std::thread::sleep(PHASE);
         let added = Instant::now();
         manifests.endpoints(web, &cluster.endpoints(3))?;
-        std::thread::sleep(Duration::from_millis(400));
+        std::thread::sleep(PHASE);
         // A socket that was open before keeps the pod it has: only new ones can show that pod-c is back.
         let back = match proto {
             Proto::Tcp => None,

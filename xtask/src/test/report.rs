@@ -5,6 +5,9 @@ use std::time::Duration;
 use super::libtest::Counts;
 use super::tier::Tier;
 
+/// Failed tests that the report names, of each tier.
+const MOST_NAMES: usize = 20;
+
 /// How a tier ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Status {
@@ -65,8 +68,11 @@ fn render(rows: &[Row]) -> String {
         out.push_str(&format!("{name:<9} {status:<18} {passed:>7} {failed:>7} {skipped:>8} {seconds:>8.1}\n"));
     }
     for row in rows {
-        for line in row.notes.iter().chain(&row.counts.failures) {
+        for line in row.notes.iter().chain(row.counts.failures.iter().take(MOST_NAMES)) {
             out.push_str(&format!("{}: {line}\n", row.tier.name()));
+        }
+        if let Some(more) = row.counts.failures.len().checked_sub(MOST_NAMES).filter(|more| *more > 0) {
+            out.push_str(&format!("{}: and {more} more, named above\n", row.tier.name()));
         }
     }
     out + &format!("\n{} passed, {} failed, {} skipped\n", total.passed, total.failed, total.skipped)
@@ -93,6 +99,13 @@ mod tests {
         assert_eq!(text.lines().last(), Some("14 passed, 2 failed, 1 skipped"));
         assert!(text.contains("packet: case_1"), "{text}");
         assert!(text.contains("kernels: no qemu"), "{text}");
+    }
+
+    #[test]
+    fn a_long_list_of_failures_is_cut_and_counted() {
+        let text = render(&[row(Tier::Netns, Status::Failed, 0, 23)]);
+        assert!(text.contains("netns: case_19\nnetns: and 3 more, named above\n"), "{text}");
+        assert!(!text.contains("case_20"), "{text}");
     }
 
     #[test]

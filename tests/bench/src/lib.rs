@@ -1,0 +1,14 @@
+//! What Fairlead costs, measured on this machine.
+//!
+//! * [`rows`]: ratios of the same path with and without the programs, in network namespaces, on one core;
+//! * [`classes`]: nanoseconds and look-ups per packet for each class of packet, by `BPF_PROG_TEST_RUN`;
+//! * [`soak`], [`exchange`]: long runs that must lose nothing.
+//!
+//! `docs/benchmarks.md` explains the method.
+
+pub mod path;
+pub mod plane;
+pub mod rows;
+pub mod sender;
+pub mod services;
+pub mod stats;

@@ -1,0 +1,228 @@
+//! A data plane of the agent's own making: its object, loaded and filled by its planner, attached and detached here.
+
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, Result};
+use aya::{
+    maps::{HashMap, Map, MapData, PerCpuArray},
+    programs::{
+        LinkOrder, SchedClassifier, TcAttachType,
+        tc::{SchedClassifierLinkId, TcAttachOptions},
+    },
+};
+use fairlead_lab::{Namespace, agent::mount_bpf_fs};
+use proxy_agent::{
+    config::Sizes,
+    dataplane::{
+        Change, Dataplane,
+        bpf::{Access, BpfDataplane},
+        load::{self, EGRESS_STUB, INGRESS_STUB, Programs},
+        pin::PinRoot,
+        probe,
+    },
+    diff::Ledger,
+    plan,
+};
+use proxy_common::{
+    CODES, Outcome,
+    abi::{Config, Device, Role, sizes},
+};
+
+use crate::services::{self, Plan};
+
+/// The defaults of `fairlead run`.
+pub const SIZES: Sizes = Sizes {
+    services: sizes::SERVICES,
+    cluster_ips: sizes::CLUSTER_IPS,
+    ports: sizes::PORTS,
+    slots: sizes::SLOTS,
+    endpoints: sizes::LIVE,
+    flows: sizes::FLOWS,
+    half_open: sizes::NEW,
+    node_addrs: sizes::NODE_ADDRS,
+    devices: sizes::DEVICES,
+};
+
+/// Long enough for every port to come to rest after the first filling.
+const AT_REST: Duration = Duration::from_secs(3_600);
+
+/// A device that the programs are attached to.
+#[derive(Clone, Debug)]
+pub struct Port {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub ifindex: u32,
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// What it is.
+    pub role: Role,
+    /// Its addresses of both families, if it has any.
+    pub source: (Option<IpAddr>, Option<IpAddr>),
+}
+
+/// Loaded programs and filled maps.
+pub struct Plane {
+    programs: Programs,
+    pins: PinRoot,
+    node: Namespace,
+    devices: Vec<Port>,
+    links: Vec<(&'static str, SchedClassifierLinkId)>,
+    stats: PerCpuArray<MapData, u64>,
+}
+
+impl Plane {
+    /// Loads the programs, pins below `pins`, fills the maps; nothing is attached yet.
+    pub fn new(node: &Namespace, devices: &[Port], pins: PathBuf, plan: &Plan) -> Result<Self> {
+        mount_bpf_fs()?;
+        let pins = PinRoot::new(pins)?;
+        let features = node.run(probe::features)?.context("cannot find out what this kernel can do")?;
+        anyhow::ensure!(features.tcx, "the bench attaches and detaches by tcx links, which this kernel lacks (6.6)");
+        let options = load::Options {
+            pins: &pins,
+            sizes: &SIZES,
+            ipv6: true,
+            features,
+            kube_proxy: false,
+            half_open_secs: Config::NEW_TIMEOUT_SECS,
+            // What a reject costs, not how often it is allowed.
+            rejects_per_sec: u32::MAX,
+        };
+        pins.prepare()?;
+        let programs = load::load(&options).context("cannot load the programs")?;
+        fill(&pins, plan)?;
+        write_devices(&pins, devices)?;
+        let stats = MapData::from_pin(pins.map("STATS")).context("cannot open STATS")?;
+        let stats = PerCpuArray::try_from(Map::PerCpuArray(stats)).context("STATS is no per-CPU array of u64")?;
+        Ok(Self { programs, pins, node: node.clone(), devices: devices.to_vec(), links: Vec::new(), stats })
+    }
+
+    /// Where its maps are pinned.
+    pub const fn pins(&self) -> &PinRoot {
+        &self.pins
+    }
+
+    /// The stub at ingress or egress.
+    pub fn stub(&mut self, egress: bool) -> Result<&mut SchedClassifier> {
+        Ok(self.programs.stub(if egress { EGRESS_STUB } else { INGRESS_STUB })?)
+    }
+
+    /// Attaches both stubs to every device, as the agent does: first at ingress, last at egress.
+    pub fn attach(&mut self) -> Result<()> {
+        let node = self.node.clone();
+        let (programs, devices, links) = (&mut self.programs, &self.devices, &mut self.links);
+        node.run(move || {
+            for port in devices {
+                for (name, hook, order) in [
+                    (INGRESS_STUB, TcAttachType::Ingress, LinkOrder::first()),
+                    (EGRESS_STUB, TcAttachType::Egress, LinkOrder::last()),
+                ] {
+                    let options = TcAttachOptions::TcxOrder(order);
+                    let link = programs
+                        .stub(name)?
+                        .attach_with_options(&port.name, hook, options)
+                        .with_context(|| format!("cannot attach {name} to {}", port.name))?;
+                    links.push((name, link));
+                }
+            }
+            Ok(())
+        })?
+    }
+
+    /// Detaches everything.
+    pub fn detach(&mut self) -> Result<()> {
+        for (name, link) in self.links.drain(..) {
+            self.programs.stub(name)?.detach(link).with_context(|| format!("cannot detach {name}"))?;
+        }
+        Ok(())
+    }
+
+    /// Packets so far, by outcome.
+    pub fn outcomes(&self) -> Result<BTreeMap<Outcome, u64>> {
+        (0..CODES)
+            .filter_map(Outcome::from_code)
+            .map(|outcome| {
+                let values = self.stats.get(&(outcome as u32), 0).context("cannot read STATS")?;
+                Ok((outcome, values.iter().sum()))
+            })
+            .collect()
+    }
+}
+
+impl std::fmt::Debug for Plane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Plane").field("pins", &self.pins).field("devices", &self.devices).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Plane {
+    fn drop(&mut self) {
+        self.detach().ok();
+        std::fs::remove_dir_all(self.pins.path()).ok();
+    }
+}
+
+/// Fills the maps with what the planner wants.
+fn fill(pins: &PinRoot, services: &Plan) -> Result<()> {
+    let mut maps = BpfDataplane::open(pins, Access::Write)?;
+    let mut ledger = Ledger::restore(&maps.dump()?, Duration::ZERO);
+    let index = services::index(services);
+    let mut names: Vec<_> = index.service_names().cloned().collect();
+    names.sort();
+    if let Some(addrs) = index.node_addrs() {
+        let change = ledger.change_node(addrs);
+        carry_out(&mut maps, &mut ledger, &change)?;
+        ledger.finish(&change, None);
+    }
+    for name in names {
+        let desired = plan::desired(&index, &name, true);
+        let change = ledger.change(&desired, Duration::ZERO)?;
+        carry_out(&mut maps, &mut ledger, &change)?;
+        ledger.finish(&change, Some(&desired));
+        ledger.release(&change.frees);
+    }
+    for change in ledger.settle(AT_REST) {
+        carry_out(&mut maps, &mut ledger, &change)?;
+        ledger.finish(&change, None);
+        ledger.release(&change.frees);
+    }
+    Ok(())
+}
+
+/// All writes of a change at once: nothing reads these maps yet, so no grace period is due.
+fn carry_out(maps: &mut BpfDataplane, ledger: &mut Ledger, change: &Change) -> Result<()> {
+    for op in change.prepare.iter().chain(&change.commit).chain(&change.retire) {
+        maps.write(op)?;
+        ledger.record(op);
+    }
+    Ok(())
+}
+
+fn write_devices(pins: &PinRoot, devices: &[Port]) -> Result<()> {
+    let data = MapData::from_pin(pins.map("DEVICES")).context("cannot open DEVICES")?;
+    let mut map: HashMap<_, u32, Device> = HashMap::try_from(Map::HashMap(data)).context("DEVICES is no hash map")?;
+    for port in devices {
+        let v4 = match port.source.0 {
+            Some(IpAddr::V4(addr)) => addr,
+            _ => std::net::Ipv4Addr::UNSPECIFIED,
+        };
+        let v6 = match port.source.1 {
+            Some(IpAddr::V6(addr)) => addr,
+            _ => std::net::Ipv6Addr::UNSPECIFIED,
+        };
+        let device = Device {
+            role: port.role as u8,
+            flags: 0,
+            mac: port.mac,
+            master: 0,
+            master_mac: [0; 6],
+            _pad: 0,
+            source_v4: v4.into(),
+            source_v6: v6.into(),
+            table: 0,
+            ifindex: port.ifindex,
+        };
+        map.insert(port.ifindex, device, 0).with_context(|| format!("cannot tell the programs of {}", port.name))?;
+    }
+    Ok(())
+}

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::Args as ClapArgs;
+use proxy_common::ABI_VERSION;
 
 use crate::process::Cmd;
 use crate::setup::{self, Need};
@@ -13,6 +14,15 @@ use crate::{build, machine};
 const EXAMPLE: &str = "deploy/examples/web";
 /// The agent's default.
 const PIN_PATH: &str = "/sys/fs/bpf/fairlead";
+
+/// Maps that tell most, and what is in them.
+const SHOWN: [(&str, &str); 5] = [
+    ("SERVICES_V4", "addresses that are served, and their port ids"),
+    ("PORTS", "each port's runs of endpoints, for the cluster and for this node"),
+    ("SLOTS_V4", "the endpoints in these runs"),
+    ("FLOWS_V4", "confirmed flows, each with its complete rewrite"),
+    ("STATS", "packets by outcome, per CPU"),
+];
 
 /// Builds, loads, attaches to the devices named and serves until Ctrl-C.
 #[derive(ClapArgs, Debug)]
@@ -44,15 +54,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let source = source(args)?;
     setup::ensure(Need::Run)?;
     let agent = build::build(build::Args { release: args.release })?;
-    let pins = args.pin_path.display();
-    println!("maps and links are pinned below {pins} once the agent runs. To look inside, in another terminal:");
-    println!("  bpftool map show");
-    println!("  find {pins} -type f -o -type p             # every pin");
-    println!("  bpftool -p map dump name SERVICES_V4       # addresses that are served");
-    println!("  bpftool -p map dump name FLOWS_V4          # established flows");
-    println!("  bpftool net show                           # where the programs are attached");
-    println!("  {} services                # the same with names", agent.display());
-    println!("Ctrl-C ends the agent; `{} cleanup` detaches and unpins everything.", agent.display());
+    println!("{}", explain(&args.pin_path, &agent));
     Err(Cmd::new(agent)
         .arg("run")
         .args(source)
@@ -60,6 +62,28 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .arg(&args.pin_path)
         .args(&args.rest)
         .exec())
+}
+
+/// Where to look once the agent runs.
+fn explain(pins: &Path, agent: &Path) -> String {
+    let agent = agent.display();
+    let maps = pins.join(format!("v{ABI_VERSION}")).join("maps");
+    let dumps: String = SHOWN
+        .iter()
+        .map(|(map, what)| {
+            format!("  bpftool -p map dump pinned {:<50} # {what}\n", maps.join(map).display().to_string())
+        })
+        .collect();
+    format!(
+        "maps, programs and links are pinned in {}; to look inside, in another terminal as root:\n{dumps}\
+         \x20 bpftool net show                     # where programs are attached\n\
+         \x20 {agent} services --pin-path {}   # the same maps, with names\n\
+         Ctrl-C ends the agent; what it loaded stays and serves on. This takes it away:\n\
+         \x20 {agent} cleanup --pin-path {}",
+        pins.display(),
+        pins.display(),
+        pins.display()
+    )
 }
 
 /// The option that says where Services come from, checked before the minutes of a build.
@@ -76,4 +100,40 @@ fn source(args: &Args) -> Result<[PathBuf; 2]> {
         bail!("--manifests {}: there is no such folder", folder.display());
     }
     Ok(["--manifests".into(), folder])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(manifests: Option<&str>) -> Args {
+        Args {
+            devices: "eth0".into(),
+            manifests: manifests.map(PathBuf::from),
+            kubeconfig: None,
+            pin_path: PIN_PATH.into(),
+            release: false,
+            rest: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_example_is_served_where_nothing_is_named() {
+        let [option, folder] = source(&args(None)).unwrap();
+        assert_eq!(option, Path::new("--manifests"));
+        assert!(folder.ends_with(EXAMPLE) && folder.is_dir());
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_is_named() {
+        let error = source(&args(Some("/no/such/folder"))).unwrap_err().to_string();
+        assert_eq!(error, "--manifests /no/such/folder: there is no such folder");
+    }
+
+    #[test]
+    fn the_explanation_names_pins_of_this_abi() {
+        let text = explain(Path::new("/sys/fs/bpf/x"), Path::new("target/debug/fairlead"));
+        assert!(text.contains(&format!("map dump pinned /sys/fs/bpf/x/v{ABI_VERSION}/maps/SERVICES_V4 ")), "{text}");
+        assert!(text.contains("fairlead cleanup --pin-path /sys/fs/bpf/x"), "{text}");
+    }
 }

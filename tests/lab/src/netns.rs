@@ -15,6 +15,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::{
     mount::{MntFlags, umount2},
     sched::{CloneFlags, setns},
+    sys::signal::SigSet,
 };
 
 /// Where `ip netns` keeps its names.
@@ -87,12 +88,18 @@ impl Namespace {
         })
     }
 
-    /// A command that will run inside the namespace.
+    /// A command that will run inside the namespace, with no signal blocked: a lab may keep them for one of its threads,
+    /// and a child inherits that.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let file = Arc::clone(&self.file);
         let mut command = Command::new(program);
-        // SAFETY: between fork and exec only setns(2) is called, which is async-signal-safe; `file` lives in the closure.
-        unsafe { command.pre_exec(move || setns(file.as_fd(), CloneFlags::CLONE_NEWNET).map_err(Into::into)) };
+        let prepare = move || {
+            SigSet::empty().thread_set_mask()?;
+            setns(file.as_fd(), CloneFlags::CLONE_NEWNET).map_err(Into::into)
+        };
+        // SAFETY: between fork and exec only sigprocmask(2) and setns(2) are called, which are async-signal-safe;
+        // `file` lives in the closure.
+        unsafe { command.pre_exec(prepare) };
         command
     }
 

@@ -2,13 +2,15 @@
 
 use std::{
     collections::BTreeMap,
+    io::{BufRead as _, BufReader},
     net::SocketAddr,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use fairlead_lab::{Ask, Host, Lab, Load, LoadPlan, Namespace, Outcome, Proto, Report, netns};
+use fairlead_lab::{Ask, Host, Lab, Load, LoadPlan, Namespace, Outcome, Proto, Report};
 
 use crate::{cluster::Cluster, show::Screen};
 
@@ -174,31 +176,43 @@ fn refused(screen: &Screen, cluster: &mut Cluster) -> Result<String> {
 }
 
 /// Lines that are shown of each dump.
-const SHOWN: usize = 24;
+const SHOWN: usize = 30;
 
 fn maps(screen: &Screen, cluster: &mut Cluster) -> Result<String> {
-    let mut bytes = 0;
-    for name in ["SERVICES_V4", "SLOTS_V4", "FLOWS_V4"] {
+    let maps = ["SERVICES_V4", "SLOTS_V4", "FLOWS_V6"];
+    for name in maps {
         let pin = find(&cluster.agent.pin_path, name)
             .with_context(|| format!("no pin called {name} under {}", cluster.agent.pin_path.display()))?;
         let path = pin.to_string_lossy().into_owned();
-        screen.saw(&format!("# bpftool map dump pinned {path}"));
-        let dump = netns::run(std::process::Command::new("bpftool").args(["map", "dump", "pinned", &path]))
-            .context("bpftool shows what the maps hold; `./x setup` installs it")?;
-        let lines: Vec<_> = dump.lines().collect();
+        screen.saw(&format!("# bpftool map dump pinned {path} | head -{SHOWN}"));
+        let dump = head(&["map", "dump", "pinned", &path])?;
         ensure!(
-            dump.contains("\"key\"") && dump.contains("\"addr\"") || dump.contains("\"src\""),
+            dump.contains("\"key\"") && dump.contains("\"octets\""),
             "{name} is not shown with named fields:\n{dump}"
         );
-        screen.note(&lines[..lines.len().min(SHOWN)].join("\n"));
-        if lines.len() > SHOWN {
-            screen.note(&format!("… {} more lines", lines.len() - SHOWN));
-        }
-        bytes += dump.len();
+        screen.note(&dump);
     }
     screen.saw("# fairlead services");
     screen.note(cluster.agent.fairlead(&["services"])?.trim_end());
-    Ok(format!("{} kB of named fields", bytes / 1024))
+    Ok(format!("named fields in {}", maps.join(", ")))
+}
+
+/// The first lines that bpftool writes; the maps hold more than anyone reads.
+fn head(args: &[&str]) -> Result<String> {
+    let mut child = Command::new("bpftool")
+        .args(args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot run bpftool, which shows what the maps hold; `./x setup` installs it")?;
+    let stdout = child.stdout.take().context("a pipe was asked for")?;
+    let lines =
+        BufReader::new(stdout).lines().take(SHOWN).collect::<Result<Vec<_>, _>>().context("reading from bpftool")?;
+    // The pipe is closed by now: bpftool stops where nobody reads on.
+    child.kill().ok();
+    let complaint = child.wait_with_output().context("waiting for bpftool")?.stderr;
+    ensure!(!lines.is_empty(), "bpftool {}: {}", args.join(" "), String::from_utf8_lossy(&complaint).trim());
+    Ok(lines.join("\n"))
 }
 
 /// A pin of this name below a directory, however the pins are arranged.

@@ -1,0 +1,229 @@
+//! The loaded maps, typed: what a test looks at after a packet, and the few things that it forces.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use aya::Ebpf;
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use proxy_common::abi::{Config, Device, Flow, FlowKey, PortStats, Slot};
+use proxy_common::{Addr4, Addr6, Address, Family, Outcome, V4, V6};
+
+/// The maps of a loaded object.
+#[derive(Debug)]
+pub struct Maps {
+    pub(super) ebpf: Ebpf,
+}
+
+/// A map of flows, confirmed or half open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// `FLOWS_V4/6`.
+    Confirmed,
+    /// `NEW_V4/6`.
+    HalfOpen,
+}
+
+impl Table {
+    const fn map<F: Family>(self) -> &'static str {
+        match (self, F::IS_V6) {
+            (Self::Confirmed, false) => "FLOWS_V4",
+            (Self::Confirmed, true) => "FLOWS_V6",
+            (Self::HalfOpen, false) => "NEW_V4",
+            (Self::HalfOpen, true) => "NEW_V6",
+        }
+    }
+}
+
+fn wrong(what: &str, error: impl std::fmt::Display) -> ! {
+    panic!("{what}: {error}")
+}
+
+impl Maps {
+    fn map(&self, name: &str) -> &Map {
+        self.ebpf.map(name).unwrap_or_else(|| panic!("the object has no map {name}"))
+    }
+
+    fn map_mut(&mut self, name: &str) -> &mut Map {
+        self.ebpf.map_mut(name).unwrap_or_else(|| panic!("the object has no map {name}"))
+    }
+
+    /// `CONFIG[0]`.
+    pub fn config(&self) -> Config {
+        let map: Array<_, Config> = self.map("CONFIG").try_into().unwrap_or_else(|e| wrong("CONFIG", e));
+        map.get(&0, 0).unwrap_or_else(|e| wrong("CONFIG", e))
+    }
+
+    /// Changes `CONFIG[0]`.
+    pub fn configure(&mut self, change: impl FnOnce(&mut Config)) {
+        let mut config = self.config();
+        change(&mut config);
+        let mut map: Array<_, Config> = self.map_mut("CONFIG").try_into().unwrap_or_else(|e| wrong("CONFIG", e));
+        map.set(0, config, 0).unwrap_or_else(|e| wrong("CONFIG", e));
+    }
+
+    /// Writes `DEVICES`.
+    pub fn put_device(&mut self, device: &Device) {
+        let mut map: HashMap<_, u32, Device> =
+            self.map_mut("DEVICES").try_into().unwrap_or_else(|e| wrong("DEVICES", e));
+        map.insert(device.ifindex, device, 0).unwrap_or_else(|e| wrong("DEVICES", e));
+    }
+
+    /// Every counter that is not zero, by code; one without a name is a bug of the programs.
+    pub fn counters(&self) -> BTreeMap<u32, u64> {
+        let map: PerCpuArray<_, u64> = self.map("STATS").try_into().unwrap_or_else(|e| wrong("STATS", e));
+        (0..map.len())
+            .map(|code| {
+                let values = map.get(&code, 0).unwrap_or_else(|e| wrong("STATS", e));
+                (code, values.iter().sum())
+            })
+            .filter(|(_, count)| *count != 0)
+            .collect()
+    }
+
+    /// New flows and refused packets of a port id.
+    pub fn port_stats(&self, port_id: u32) -> (u64, u64) {
+        let map: PerCpuArray<_, PortStats> =
+            self.map("PORT_STATS").try_into().unwrap_or_else(|e| wrong("PORT_STATS", e));
+        let values = map.get(&port_id, 0).unwrap_or_else(|e| wrong("PORT_STATS", e));
+        (values.iter().map(|v| v.new_flows).sum(), values.iter().map(|v| v.refused).sum())
+    }
+
+    fn table<F: Family>(&self, table: Table) -> HashMap<&MapData, FlowKey<F>, Flow<F>> {
+        self.map(table.map::<F>()).try_into().unwrap_or_else(|e| wrong(table.map::<F>(), e))
+    }
+
+    /// The entries of a table.
+    pub fn flows<F: Family>(&self, table: Table) -> Vec<(FlowKey<F>, Flow<F>)> {
+        self.table(table).iter().map(|entry| entry.unwrap_or_else(|e| wrong(table.map::<F>(), e))).collect()
+    }
+
+    /// Number of entries of a table, both families.
+    pub fn count(&self, table: Table) -> usize {
+        self.flows::<V4>(table).len() + self.flows::<V6>(table).len()
+    }
+
+    /// Writes an entry of a table.
+    pub fn put_flow<F: Family>(&mut self, table: Table, key: &FlowKey<F>, flow: &Flow<F>) {
+        let name = table.map::<F>();
+        let mut map: HashMap<_, FlowKey<F>, Flow<F>> =
+            self.map_mut(name).try_into().unwrap_or_else(|e| wrong(name, e));
+        map.insert(key, flow, 0).unwrap_or_else(|e| wrong(name, e));
+    }
+
+    /// Removes an entry of a table.
+    pub fn remove_flow<F: Family>(&mut self, table: Table, key: &FlowKey<F>) {
+        let name = table.map::<F>();
+        let mut map: HashMap<_, FlowKey<F>, Flow<F>> =
+            self.map_mut(name).try_into().unwrap_or_else(|e| wrong(name, e));
+        map.remove(key).unwrap_or_else(|e| wrong(name, e));
+    }
+
+    /// Lets time pass for every flow: their last packet is this much longer ago.
+    pub fn age(&mut self, secs: u32) {
+        self.age_family::<V4>(secs);
+        self.age_family::<V6>(secs);
+    }
+
+    fn age_family<F: Family>(&mut self, secs: u32) {
+        for table in [Table::Confirmed, Table::HalfOpen] {
+            for (key, mut flow) in self.flows::<F>(table) {
+                flow.last_seen_secs = flow.last_seen_secs.wrapping_sub(secs);
+                self.put_flow(table, &key, &flow);
+            }
+        }
+    }
+
+    /// Changes every slot that some port owns.
+    pub fn change_slots<F: Family>(&mut self, change: impl Fn(&mut Slot<F>)) {
+        let name = if F::IS_V6 { "SLOTS_V6" } else { "SLOTS_V4" };
+        let mut map: Array<_, Slot<F>> = self.map_mut(name).try_into().unwrap_or_else(|e| wrong(name, e));
+        for index in 0..map.len() {
+            let mut slot = map.get(&index, 0).unwrap_or_else(|e| wrong(name, e));
+            if slot.owner != Slot::<F>::NO_OWNER && slot.addr != F::UNSPECIFIED {
+                change(&mut slot);
+                map.set(index, slot, 0).unwrap_or_else(|e| wrong(name, e));
+            }
+        }
+    }
+
+    /// The state that decides about the next packet, as text.
+    pub fn describe(&self) -> String {
+        let mut out = String::new();
+        for (code, count) in self.counters() {
+            let name = Outcome::from_code(code).map_or("(unknown)", Outcome::name);
+            writeln!(out, "    {name} ({code}): {count}").expect("strings take everything");
+        }
+        self.describe_family::<V4>(&mut out);
+        self.describe_family::<V6>(&mut out);
+        out
+    }
+
+    fn describe_family<F: Family>(&self, out: &mut String) {
+        for table in [Table::Confirmed, Table::HalfOpen] {
+            for (key, flow) in self.flows::<F>(table) {
+                let name = table.map::<F>();
+                writeln!(out, "    {name} {} = {}", show_key(&key), show_flow(&flow)).expect("strings take everything");
+            }
+        }
+    }
+}
+
+/// An address of the ABI from one of the standard library's.
+pub(super) trait FromIp: Address {
+    /// The conversion; panics if the family differs.
+    fn from_ip(addr: IpAddr) -> Self;
+}
+
+impl FromIp for Addr4 {
+    fn from_ip(addr: IpAddr) -> Self {
+        match addr {
+            IpAddr::V4(addr) => addr.into(),
+            IpAddr::V6(addr) => panic!("{addr} is no IPv4 address"),
+        }
+    }
+}
+
+impl FromIp for Addr6 {
+    fn from_ip(addr: IpAddr) -> Self {
+        match addr {
+            IpAddr::V6(addr) => addr.into(),
+            IpAddr::V4(addr) => panic!("{addr} is no IPv6 address"),
+        }
+    }
+}
+
+fn show_key<F: Family>(key: &FlowKey<F>) -> String {
+    let (src, dst): (IpAddr, IpAddr) = (key.src.into(), key.dst.into());
+    let direction = if key.dir == 0 { "in" } else { "out" };
+    format!("{src}.{} > {dst}.{} proto {} {direction}", key.sport, key.dport, key.proto)
+}
+
+fn show_flow<F: Family>(flow: &Flow<F>) -> String {
+    let (src, dst): (IpAddr, IpAddr) = (flow.src.into(), flow.dst.into());
+    let names = [
+        (Flow::<F>::REPLY, "reply"),
+        (Flow::<F>::BRIDGED, "bridged"),
+        (Flow::<F>::REDIRECT, "redirect"),
+        (Flow::<F>::REINJECT, "reinject"),
+        (Flow::<F>::HAIRPIN, "hairpin"),
+        (Flow::<F>::PINNED, "pinned"),
+        (Flow::<F>::DIRECT, "direct"),
+    ];
+    let flags: Vec<_> = names.iter().filter(|(bit, _)| flow.flags & bit != 0).map(|(_, name)| *name).collect();
+    format!(
+        "{src}.{} > {dst}.{} [{}] seen {:#x}/{:#x} port {} endpoint {}/{} device {} entry {:02x?} next {:02x?} at {}",
+        flow.sport,
+        flow.dport,
+        flags.join(" "),
+        flow.seen_client,
+        flow.seen_server,
+        flow.port_id,
+        flow.endpoint_id,
+        flow.endpoint_gen,
+        flow.ifindex,
+        flow.entry_mac,
+        flow.next_mac,
+        flow.last_seen_secs,
+    )
+}

@@ -1,0 +1,351 @@
+//! One node: its devices in a namespace, the loaded programs, and maps that the agent's own planner writes.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use aya::maps::{Map, ProgramArray};
+use aya::programs::SchedClassifier;
+use aya::{Ebpf, EbpfLoader};
+use proxy_agent::dataplane::bpf::{Access, BpfDataplane};
+use proxy_agent::dataplane::pin::PinRoot;
+use proxy_agent::dataplane::{Change, Dataplane as _, load, probe};
+use proxy_agent::diff::{Ledger, QUIET};
+use proxy_agent::index::{Event, Index, Kind};
+use proxy_agent::k8s::manifest;
+use proxy_agent::model::{IpFamily, ObjectName, PortKey, Protocol};
+use proxy_agent::plan;
+use proxy_common::ABI_VERSION;
+use proxy_common::abi::{self, Config, NodeAddr, Role, program};
+
+use super::build::Packet;
+use super::kernel::{Entry, Meta};
+use super::maps::{FromIp as _, Maps};
+use super::netns::{self, NetNs};
+use super::ran::Ran;
+use super::service::Service;
+use super::world::{self, BRIDGE, Device, NODE_NAME, POD1, POD2, PORT1, PORT2, UPLINK};
+
+/// Names the object to test instead of the one that belongs to the agent.
+const OBJECT_VARIABLE: &str = "FAIRLEAD_EBPF_OBJECT";
+
+static OBJECT: LazyLock<Vec<u8>> = LazyLock::new(|| match std::env::var_os(OBJECT_VARIABLE) {
+    Some(path) => {
+        let path = PathBuf::from(path);
+        std::fs::read(&path).unwrap_or_else(|e| panic!("{OBJECT_VARIABLE}: cannot read {}: {e}", path.display()))
+    }
+    None => load::OBJECT.to_vec(),
+});
+
+/// Slots of `PROGRAMS` for the stubs, which in life are attached to devices.
+const STUBS: [(&str, u32); 2] = [(load::INGRESS_STUB, 14), (load::EGRESS_STUB, 15)];
+
+/// What a node is started with.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Entries of `FLOWS_V4/6`, each.
+    pub flows: u32,
+    /// Entries of `NEW_V4/6`, each.
+    pub half_open: u32,
+    /// kube-proxy's rules stand.
+    pub kube_proxy: bool,
+    /// Answers per second.
+    pub rejects_per_sec: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { flows: 1024, half_open: 1024, kube_proxy: false, rejects_per_sec: Config::REJECT_PER_SEC }
+    }
+}
+
+/// A node.
+pub struct Node {
+    // Before the namespace: fields drop in order, and nothing may outlive it.
+    dataplane: BpfDataplane,
+    ingress: Entry,
+    egress: Entry,
+    /// Without a holder the kernel would empty the array.
+    _programs: OwnedFd,
+    /// The loaded maps.
+    pub maps: Maps,
+    index: Index,
+    ledger: Ledger,
+    now: Duration,
+    _netns: NetNs,
+}
+
+impl Node {
+    /// A node of the test world, with nothing to serve.
+    pub fn start() -> Self {
+        Self::start_with(Settings::default())
+    }
+
+    /// The same with settings.
+    pub fn start_with(settings: Settings) -> Self {
+        let netns = NetNs::enter();
+        let mut ebpf = load_object(settings);
+        let programs = fill_slots(&mut ebpf);
+        let [ingress, egress] = STUBS.map(|(_, slot)| Entry::to_slot(programs.as_fd(), slot));
+        let mut dataplane = open_dataplane(&ebpf);
+        let snapshot = dataplane.dump().expect("new maps can be read");
+        let now = Duration::from_secs(1000);
+        let ledger = Ledger::restore(&snapshot, now);
+        let mut maps = Maps { ebpf };
+        configure(&mut maps, settings);
+        describe_devices(&mut maps);
+        let index = Index::default();
+        let mut node = Self {
+            dataplane,
+            ingress,
+            egress,
+            _programs: programs,
+            maps,
+            index,
+            ledger,
+            now,
+            _netns: netns,
+        };
+        for kind in [Kind::Service, Kind::EndpointSlice] {
+            node.event(Event::Init(kind));
+            node.event(Event::InitDone(kind));
+        }
+        node.event(Event::NodeAddrs(own_addresses()));
+        node
+    }
+
+    /// A node that serves this.
+    pub fn serving(services: &[&Service]) -> Self {
+        let mut node = Self::start();
+        services.iter().for_each(|service| node.apply(service));
+        node
+    }
+
+    /// The Service is new, or has become this.
+    pub fn apply(&mut self, service: &Service) {
+        let yaml = service.yaml();
+        let manifest = manifest::parse(&yaml, NODE_NAME);
+        let problems: Vec<_> = manifest.problems.iter().map(ToString::to_string).collect();
+        assert!(problems.is_empty(), "the manifest has problems: {problems:?}\n{yaml}");
+        for object in manifest.objects {
+            self.event(Event::Apply(object));
+        }
+    }
+
+    /// The Service is gone, with its slices.
+    pub fn delete(&mut self, service: &Service) {
+        for object in manifest::parse(&service.yaml(), NODE_NAME).objects {
+            let kind = object.kind();
+            self.event(Event::Delete(kind, object.name().clone()));
+        }
+    }
+
+    /// So much time passes that no flow is half open under an earlier run any more.
+    pub fn come_to_rest(&mut self) {
+        self.now += QUIET + Duration::from_secs(1);
+        for change in self.ledger.settle(self.now) {
+            self.carry_out(&change, None);
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        let changed = self.index.apply(event);
+        for name in changed.services {
+            let desired = plan::desired(&self.index, &name, true);
+            let change = self.ledger.change(&desired, self.now).expect("the maps have room");
+            self.carry_out(&change, Some(&desired));
+        }
+        if changed.node {
+            let addrs = self.index.node_addrs().cloned().unwrap_or_default();
+            let change = self.ledger.change_node(&addrs);
+            self.carry_out(&change, None);
+        }
+    }
+
+    /// As the agent does it: prepare, commit, a grace period, retire.
+    fn carry_out(&mut self, change: &Change, desired: Option<&plan::Desired>) {
+        let mut write = |ops: &[proxy_agent::dataplane::MapOp]| {
+            for op in ops {
+                self.dataplane.write(op).unwrap_or_else(|e| panic!("{op:?}: {e}"));
+                self.ledger.record(op);
+            }
+        };
+        write(&change.prepare);
+        write(&change.commit);
+        // No packet is under way: there is nobody to wait for.
+        write(&change.retire);
+        self.ledger.finish(change, desired);
+        self.ledger.release(&change.frees);
+    }
+
+    /// The port id of a Service port, in namespace `default`.
+    pub fn port_id(&mut self, service: &str, protocol: Protocol, port: u16, family: IpFamily) -> u32 {
+        let wanted = PortKey {
+            service: ObjectName::new("default", service),
+            port: format!("{}-{port}", protocol.to_string().to_lowercase()).into(),
+            protocol,
+            family,
+        };
+        let names = self.dataplane.dump().expect("the maps can be read").names;
+        let found = names.iter().find(|(_, key)| **key == wanted);
+        *found.unwrap_or_else(|| panic!("no port {wanted:?} in {names:?}")).0
+    }
+
+    /// Runs commands of `ip` on the node.
+    pub fn ip(&self, lines: &str) {
+        netns::ip_batch(lines);
+    }
+
+    /// A packet arrives at a device.
+    pub fn arrives(&self, device: Device, packet: &Packet) -> Ran<'_> {
+        let meta = Meta { ifindex: device.ifindex, ingress_ifindex: device.ifindex, ..Meta::default() };
+        self.run(&self.ingress, format!("arrives at {}", device.name), &packet.bytes(), meta)
+    }
+
+    /// Bytes arrive at a device.
+    pub fn arrives_as(&self, device: Device, frame: &[u8]) -> Ran<'_> {
+        let meta = Meta { ifindex: device.ifindex, ingress_ifindex: device.ifindex, ..Meta::default() };
+        self.run(&self.ingress, format!("arrives at {}", device.name), frame, meta)
+    }
+
+    /// A packet with a VLAN tag beside its bytes arrives at a device.
+    pub fn arrives_tagged(&self, device: Device, vlan: u16, packet: &Packet) -> Ran<'_> {
+        let meta = Meta { ifindex: device.ifindex, ingress_ifindex: device.ifindex, vlan, ..Meta::default() };
+        self.run(&self.ingress, format!("arrives at {} in VLAN {vlan}", device.name), &packet.bytes(), meta)
+    }
+
+    /// A packet that stands for several segments of this size arrives at a device.
+    pub fn arrives_large(&self, device: Device, gso_size: u32, packet: &Packet) -> Ran<'_> {
+        let gso_segs = (packet.payload.len() as u32).div_ceil(gso_size);
+        let ingress_ifindex = device.ifindex;
+        let meta = Meta { ifindex: device.ifindex, ingress_ifindex, gso_size, gso_segs, ..Meta::default() };
+        self.run(&self.ingress, format!("arrives at {} in segments", device.name), &packet.bytes(), meta)
+    }
+
+    /// A forwarded packet that ingress left alone leaves by a device.
+    pub fn leaves(&self, device: Device, packet: &Packet) -> Ran<'_> {
+        self.leaves_as(device, 0, packet)
+    }
+
+    /// A forwarded packet, of which ingress said this, leaves by a device.
+    pub fn leaves_as(&self, device: Device, tc_index: u16, packet: &Packet) -> Ran<'_> {
+        // Where it came in does not matter, only that it did.
+        let meta = Meta { ifindex: device.ifindex, ingress_ifindex: UPLINK.ifindex, tc_index, ..Meta::default() };
+        self.run(&self.egress, format!("leaves by {} with tc_index {tc_index}", device.name), &packet.bytes(), meta)
+    }
+
+    /// A packet of a process of the node leaves by a device.
+    pub fn sends(&self, device: Device, packet: &Packet) -> Ran<'_> {
+        let meta = Meta { ifindex: device.ifindex, ..Meta::default() };
+        self.run(&self.egress, format!("is sent by the node through {}", device.name), &packet.bytes(), meta)
+    }
+
+    fn run(&self, entry: &Entry, what: String, frame: &[u8], meta: Meta) -> Ran<'_> {
+        let before = self.maps.counters();
+        let left = entry.run(frame, meta);
+        Ran::new(self, what, frame.to_vec(), meta, left, &before)
+    }
+}
+
+fn load_object(settings: Settings) -> Ebpf {
+    let mut loader = EbpfLoader::new();
+    for map in ["PORTS", "PORT_STATS", "NAMES", "SLOTS_V4", "SLOTS_V6", "LIVE"] {
+        loader.map_max_entries(map, 256);
+    }
+    for (v4, v6, entries) in [("FLOWS_V4", "FLOWS_V6", settings.flows), ("NEW_V4", "NEW_V6", settings.half_open)] {
+        loader.map_max_entries(v4, entries).map_max_entries(v6, entries);
+    }
+    loader.load(&OBJECT).unwrap_or_else(|e| panic!("cannot load the object (the packet tier needs root): {e}"))
+}
+
+/// Loads the programs into their slots, the stubs into slots of ours.
+fn fill_slots(ebpf: &mut Ebpf) -> OwnedFd {
+    let map = ebpf.take_map("PROGRAMS").expect("the object has PROGRAMS");
+    let Map::ProgramArray(data) = &map else { panic!("PROGRAMS is a program array") };
+    let fd = data.fd().as_fd().try_clone_to_owned().expect("a descriptor can be copied");
+    let mut programs: ProgramArray<_> = map.try_into().expect("PROGRAMS is a program array");
+    for (name, slot) in [("ingress", program::INGRESS), ("egress", program::EGRESS)].into_iter().chain(STUBS) {
+        let program: &mut SchedClassifier = ebpf
+            .program_mut(name)
+            .unwrap_or_else(|| panic!("the object has no program {name}"))
+            .try_into()
+            .expect("a tc classifier");
+        program.load().unwrap_or_else(|e| panic!("cannot load program {name}: {e}"));
+        programs.set(slot, program.fd().expect("loaded above"), 0).expect("PROGRAMS has this slot");
+    }
+    fd
+}
+
+/// The agent's own view of the maps. It opens pins, which are taken away again at once.
+fn open_dataplane(ebpf: &Ebpf) -> BpfDataplane {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let root = PathBuf::from(format!("/sys/fs/bpf/fairlead-packets-{}-{number}", std::process::id()));
+    let pins = PinRoot::new(root.clone()).expect("an absolute path");
+    pins.prepare().expect("the BPF file system takes pins");
+    // The compiler's own sections have dots in their names, which pins cannot have.
+    for (name, map) in ebpf.maps().filter(|(name, _)| !name.starts_with('.')) {
+        map.pin(pins.map(name)).unwrap_or_else(|e| panic!("cannot pin {name}: {e}"));
+    }
+    let dataplane = BpfDataplane::open(&pins, Access::Write);
+    std::fs::remove_dir_all(&root).unwrap_or_else(|e| panic!("cannot remove {}: {e}", root.display()));
+    dataplane.expect("the agent opens its own maps")
+}
+
+fn configure(maps: &mut Maps, settings: Settings) {
+    let features = probe::features().expect("the kernel says what it can do");
+    maps.configure(|config| {
+        *config = Config {
+            abi_version: ABI_VERSION,
+            flags: features.flags() | if settings.kube_proxy { Config::KUBE_PROXY } else { 0 },
+            // Any will do; a fixed one makes a failure come again.
+            seed: 0x5eed,
+            new_timeout_secs: Config::NEW_TIMEOUT_SECS,
+            reject_per_sec: settings.rejects_per_sec,
+            direct_rewrites: 0,
+        };
+    });
+}
+
+fn describe_devices(maps: &mut Maps) {
+    let roles = [
+        (UPLINK, Role::Uplink, None),
+        (POD1, Role::Pod, None),
+        (POD2, Role::Pod, None),
+        (BRIDGE, Role::Bridge, None),
+        (PORT1, Role::BridgePort, Some(BRIDGE)),
+        (PORT2, Role::BridgePort, Some(BRIDGE)),
+    ];
+    for (device, role, master) in roles {
+        let source = if device == BRIDGE || master.is_some() { world::bridge } else { world::node };
+        maps.put_device(&abi::Device {
+            role: role as u8,
+            flags: 0,
+            mac: device.mac,
+            master: master.map_or(0, |m| m.ifindex),
+            master_mac: master.map_or([0; 6], |m| m.mac),
+            _pad: 0,
+            source_v4: proxy_common::Addr4::from_ip(source(IpFamily::V4)),
+            source_v6: proxy_common::Addr6::from_ip(source(IpFamily::V6)),
+            table: 0,
+            ifindex: device.ifindex,
+        });
+    }
+}
+
+/// As with `--nodeport-addresses=primary`.
+fn own_addresses() -> BTreeMap<IpAddr, u32> {
+    IpFamily::ALL
+        .into_iter()
+        .flat_map(|family| {
+            [
+                (world::node(family), NodeAddr::LOCAL | NodeAddr::NODE_PORTS),
+                (world::bridge(family), NodeAddr::LOCAL),
+            ]
+        })
+        .collect()
+}

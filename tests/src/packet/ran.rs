@@ -1,0 +1,210 @@
+//! What a run did, and the assertions on it: each compares everything, and shows everything when it fails.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use proxy_common::abi::tc_index;
+use proxy_common::{Kind, Outcome};
+
+use super::build::Packet;
+use super::kernel::{Left, Meta};
+use super::node::Node;
+use super::show::{show, verify_checksums};
+
+/// `TCX_NEXT`.
+const NEXT: i32 = -1;
+/// `TC_ACT_SHOT`.
+const DROP: i32 = 2;
+/// `TC_ACT_REDIRECT`.
+const REDIRECT: i32 = 7;
+
+thread_local! {
+    static SEEN: RefCell<BTreeSet<Outcome>> = const { RefCell::new(BTreeSet::new()) };
+}
+
+/// The outcomes that assertions of this thread have confirmed so far.
+pub fn seen_outcomes() -> BTreeSet<Outcome> {
+    SEEN.with_borrow(Clone::clone)
+}
+
+/// One packet's run through one hook.
+#[must_use = "a run that nobody looks at shows nothing"]
+pub struct Ran<'a> {
+    node: &'a Node,
+    what: String,
+    sent: Vec<u8>,
+    meta: Meta,
+    left: Left,
+    counted: BTreeMap<u32, u64>,
+}
+
+impl<'a> Ran<'a> {
+    pub(super) fn new(
+        node: &'a Node,
+        what: String,
+        sent: Vec<u8>,
+        meta: Meta,
+        left: Left,
+        before: &BTreeMap<u32, u64>,
+    ) -> Self {
+        let counted = node
+            .maps
+            .counters()
+            .into_iter()
+            .map(|(code, count)| (code, count - before.get(&code).copied().unwrap_or(0)))
+            .filter(|(_, delta)| *delta != 0)
+            .collect();
+        Self { node, what, sent, meta, left, counted }
+    }
+
+    /// The frame as it left the hook.
+    pub fn bytes(&self) -> &[u8] {
+        &self.left.bytes
+    }
+
+    /// What the run counted.
+    pub fn counted(&self) -> Vec<Outcome> {
+        self.counted.keys().filter_map(|code| Outcome::from_code(*code)).collect()
+    }
+
+    /// True if the packet goes on by the stack.
+    pub const fn goes_on(&self) -> bool {
+        self.left.verdict == NEXT
+    }
+
+    /// What the packet tells the egress hook.
+    pub const fn tc_index(&self) -> u16 {
+        self.left.tc_index
+    }
+
+    /// It goes on to the stack as `expected`.
+    #[track_caller]
+    pub fn becomes(self, outcome: Outcome, expected: &Packet) {
+        assert_eq!(outcome.kind(), Kind::Translate, "{outcome:?} translates nothing");
+        self.compare(NEXT, &[outcome], Self::told(outcome), &expected.bytes());
+    }
+
+    /// It is sent past the stack as `expected`.
+    #[track_caller]
+    pub fn is_redirected(self, outcome: Outcome, expected: &Packet) {
+        assert_eq!(outcome.kind(), Kind::Translate, "{outcome:?} translates nothing");
+        self.compare(REDIRECT, &[outcome], Self::told(outcome), &expected.bytes());
+    }
+
+    /// It is refused: `answer` goes back where the packet came from.
+    #[track_caller]
+    pub fn is_answered(self, outcome: Outcome, answer: &Packet) {
+        assert_eq!(outcome.kind(), Kind::Reject, "{outcome:?} is no reject");
+        self.compare(REDIRECT, &[outcome], tc_index::REPLY, &answer.bytes());
+    }
+
+    /// It vanishes, and only this is counted.
+    #[track_caller]
+    pub fn is_dropped(self, outcome: Outcome) {
+        assert_eq!(outcome.kind(), Kind::Drop, "{outcome:?} is no drop");
+        let told = self.left.tc_index;
+        let sent = self.sent.clone();
+        // What a dropped packet looks like is nobody's business, unless it is sent on by mistake.
+        let left = if outcome == Outcome::DropHelper { self.left.bytes.clone() } else { sent };
+        self.compare(DROP, &[outcome], told, &left);
+    }
+
+    /// It goes on as it came, and this is counted.
+    #[track_caller]
+    pub fn passes(self, outcome: Outcome) {
+        assert_eq!(outcome.kind(), Kind::Pass, "{outcome:?} is no pass");
+        let sent = self.sent.clone();
+        self.compare(NEXT, &[outcome], tc_index::NOT_OURS, &sent);
+    }
+
+    /// It is none of our business: it goes on as it came, and nothing is counted.
+    #[track_caller]
+    pub fn is_left_alone(self) {
+        let sent = self.sent.clone();
+        let told = self.meta.tc_index;
+        self.compare(NEXT, &[], told, &sent);
+        SEEN.with_borrow_mut(|seen| seen.insert(Outcome::NotOurs));
+    }
+
+    /// Something else was expected: shows everything.
+    #[track_caller]
+    pub fn fails(self, why: &str) -> ! {
+        panic!("{}", self.report(why, None))
+    }
+
+    const fn told(outcome: Outcome) -> u16 {
+        match outcome {
+            Outcome::Reply | Outcome::ReplyFirst | Outcome::ReplyUnconfirmed => tc_index::REPLY,
+            _ => tc_index::REQUEST,
+        }
+    }
+
+    #[track_caller]
+    fn compare(self, verdict: i32, outcomes: &[Outcome], told: u16, expected: &[u8]) {
+        let mut wrong = Vec::new();
+        let counted: BTreeMap<u32, u64> = outcomes.iter().map(|outcome| (*outcome as u32, 1)).collect();
+        if self.counted != counted {
+            wrong.push(format!("it should count {outcomes:?}"));
+        }
+        if self.left.verdict != verdict {
+            wrong.push(format!("the verdict should be {}", show_verdict(verdict)));
+        }
+        if self.left.tc_index != told {
+            wrong.push(format!("tc_index should be {told}"));
+        }
+        if self.left.bytes != expected {
+            wrong.push("the frame differs".to_owned());
+        }
+        // An answer is a new packet; everything else keeps its segments.
+        if verdict != REDIRECT && self.left.gso != (self.meta.gso_size, self.meta.gso_segs) {
+            wrong.push(format!("the segments should be {:?}", (self.meta.gso_size, self.meta.gso_segs)));
+        }
+        if !wrong.is_empty() {
+            panic!("{}", self.report(&wrong.join("; "), Some(expected)));
+        }
+        SEEN.with_borrow_mut(|seen| seen.extend(outcomes));
+    }
+
+    fn report(&self, why: &str, expected: Option<&[u8]>) -> String {
+        let mut out = format!("a packet {}: {why}\n", self.what);
+        let mut line = |text: String| writeln!(out, "{text}").expect("strings take everything");
+        line(format!("  it was\n{}", show(&self.sent)));
+        let counted: Vec<_> = self.counted.iter().map(|(code, n)| (Outcome::from_code(*code), *code, *n)).collect();
+        line(format!(
+            "  verdict {}, tc_index {}, counted {counted:?}, segments {:?}",
+            show_verdict(self.left.verdict),
+            self.left.tc_index,
+            self.left.gso
+        ));
+        line(format!("  it became\n{}", show(&self.left.bytes)));
+        if let Some(expected) = expected
+            && expected != self.left.bytes
+        {
+            line(format!("  expected was\n{}", show(expected)));
+            line(format!("  they differ at {}", differences(&self.left.bytes, expected)));
+        }
+        if let Err(problem) = verify_checksums(&self.left.bytes) {
+            line(format!("  {problem}"));
+        }
+        line(format!("  state afterwards\n{}", self.node.maps.describe()));
+        out
+    }
+}
+
+fn show_verdict(verdict: i32) -> String {
+    match verdict {
+        NEXT => "next".to_owned(),
+        DROP => "drop".to_owned(),
+        REDIRECT => "redirect".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn differences(got: &[u8], expected: &[u8]) -> String {
+    let at: Vec<_> = (0..got.len().max(expected.len()))
+        .filter(|i| got.get(*i) != expected.get(*i))
+        .map(|i| format!("{i:#x}"))
+        .collect();
+    at.join(" ")
+}

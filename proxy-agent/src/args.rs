@@ -132,16 +132,19 @@ pub struct RunArgs {
     pub log_format: LogFormat,
 }
 
-/// Where Services come from.
+/// Where Services come from: without either, the API of the cluster whose pod this is.
 #[derive(Clone, Debug, Args)]
-#[group(required = true, multiple = false)]
 pub struct SourceArgs {
-    /// Follow the Kubernetes API that this kubeconfig names
-    #[arg(long, value_name = "FILE")]
+    /// Follow the Kubernetes API that this kubeconfig names; without it and --manifests, that of the cluster around
+    /// this pod, by its service account
+    #[arg(long, value_name = "FILE", conflicts_with = "manifests")]
     pub kubeconfig: Option<PathBuf>,
     /// Follow a folder of YAML manifests (Services, EndpointSlices, Endpoints) instead of an API
     #[arg(long, value_name = "DIR")]
     pub manifests: Option<PathBuf>,
+    /// The API server's URL, in place of the kubeconfig's or of the cluster's Service that nobody serves yet
+    #[arg(long, value_name = "URL")]
+    pub api_server: Option<String>,
 }
 
 /// How programs are attached.
@@ -240,9 +243,9 @@ mod tests {
     }
 
     #[test]
-    fn a_source_is_due_and_only_one() {
+    fn wrong_usage_has_exit_code_2() {
         let code = |line: &str| Cli::try_parse_from(line.split(' ')).unwrap_err().exit_code();
-        assert_eq!(code("fairlead run"), 2);
+        assert_eq!(code("fairlead"), 2);
         assert_eq!(code("fairlead run --manifests a --kubeconfig b"), 2);
         assert_eq!(code("fairlead run --manifests a --socket-lb all"), 2, "a flag without its feature is not taken");
         assert!(Cli::try_parse_from(["fairlead", "run", "--manifests", "a"]).is_ok());

@@ -38,6 +38,8 @@ pub enum Source {
     Kubeconfig(PathBuf),
     /// A folder of manifests.
     Manifests(PathBuf),
+    /// The API of the cluster that this pod runs in.
+    InCluster,
 }
 
 /// Which addresses of the node answer NodePorts (rule 85).
@@ -141,6 +143,8 @@ impl Sizes {
 pub struct Config {
     /// Where Services come from.
     pub source: Source,
+    /// URL that takes the place of the API server's.
+    pub api_server: Option<String>,
     /// This node's name; `None`: the host name.
     pub node_name: Option<String>,
     /// Which devices are served.
@@ -190,6 +194,7 @@ impl TryFrom<RunArgs> for Config {
         } = args;
         let (timeouts, half_open_secs, sweep_interval) = parse_timeouts(&timeouts)?;
         Ok(Self {
+            api_server: parse_api_server(&source)?,
             source: parse_source(source)?,
             node_name: node_name.map(parse_node_name).transpose()?,
             devices: Selection::parse(&devices)?,
@@ -212,7 +217,21 @@ fn parse_source(args: SourceArgs) -> Result<Source, Invalid> {
     match (args.kubeconfig, args.manifests) {
         (Some(file), None) => Ok(Source::Kubeconfig(file)),
         (None, Some(dir)) => Ok(Source::Manifests(dir)),
-        _ => Err(Invalid::new("kubeconfig", "", "give either --kubeconfig or --manifests")),
+        (None, None) => Ok(Source::InCluster),
+        (Some(file), Some(_)) => Err(Invalid::new("kubeconfig", file.display(), "excludes --manifests")),
+    }
+}
+
+fn parse_api_server(args: &SourceArgs) -> Result<Option<String>, Invalid> {
+    const FLAG: &str = "api-server";
+    let Some(url) = &args.api_server else { return Ok(None) };
+    if args.manifests.is_some() {
+        return Err(Invalid::new(FLAG, url, "--manifests asks no API server"));
+    }
+    let host = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    match host {
+        Some(host) if !host.is_empty() => Ok(Some(url.clone())),
+        _ => Err(Invalid::new(FLAG, url, "not a URL such as https://192.0.2.1:6443")),
     }
 }
 
@@ -303,6 +322,18 @@ mod tests {
     }
 
     #[test]
+    fn without_a_source_the_cluster_around_is_asked() {
+        let parse = |line: &str| match Cli::try_parse_from(line.split(' ')).unwrap().command {
+            Command::Run(args) => Config::try_from(*args),
+            other => panic!("{other:?}"),
+        };
+        let config = parse("fairlead run --api-server https://[2001:db8::1]:6443").unwrap();
+        assert_eq!(config.source, Source::InCluster);
+        assert_eq!(config.api_server.as_deref(), Some("https://[2001:db8::1]:6443"));
+        assert_eq!(parse("fairlead run --api-server 192.0.2.1").unwrap_err().flag, "api-server");
+    }
+
+    #[test]
     fn durations_are_gos() {
         assert_eq!(parse_duration("24h0m0s"), Ok(Duration::from_secs(86_400)));
         assert_eq!(parse_duration("1m500ms"), Ok(Duration::from_millis(60_500)));
@@ -326,6 +357,7 @@ mod tests {
             ("--devices eth0=wan", "devices", "eth0=wan"),
             ("--pin-path relative/dir", "pin-path", "relative/dir"),
             ("--log proxy_agent=loud", "log", "proxy_agent=loud"),
+            ("--api-server https://192.0.2.1:6443", "api-server", "https://192.0.2.1:6443"),
         ] {
             let error = config(flags).unwrap_err();
             assert_eq!((error.flag, error.value.as_str()), (flag, value));

@@ -110,21 +110,15 @@ impl Devices {
         Ok((devices, receiver))
     }
 
-    /// Follows changes until the subscription fails. `node_ips` brings the Node object's addresses.
-    pub async fn run(mut self, mut node_ips: watch::Receiver<Vec<IpAddr>>) -> Result<(), DevicesError> {
+    /// Follows changes until the subscription fails.
+    pub async fn run(mut self) -> Result<(), DevicesError> {
         let mut reread = interval_at(Instant::now() + REREAD, REREAD);
         reread.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut node_ips_open = true;
         loop {
             tokio::select! {
                 notice = self.changes.next() => self.take(notice?).await?,
                 _ = reread.tick() => self.read_all().await?,
                 () = tokio::time::sleep(RETRY), if !self.complete() => {}
-                changed = node_ips.changed(), if node_ips_open => match changed {
-                    Ok(()) => self.wishes.node_ips = node_ips.borrow_and_update().clone(),
-                    // The API's part ended, or there is none: the last word stands.
-                    Err(_) => node_ips_open = false,
-                },
             }
             // A burst becomes one step.
             while let Some(notice) = self.changes.try_next() {

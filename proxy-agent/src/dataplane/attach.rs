@@ -14,7 +14,7 @@ use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, T
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 
 use super::load::{EGRESS_STUB, INGRESS_STUB, LoadError, Programs};
-use super::pin::{self, PinRoot};
+use super::pin::{self, PinLock, PinRoot};
 use super::sys::{self, TcxLink};
 use crate::args::AttachMode;
 
@@ -161,12 +161,14 @@ pub struct Attacher {
     links: Links,
     mode: AttachMode,
     tcx: bool,
+    /// Nobody else changes the pins while this lives.
+    _lock: PinLock,
 }
 
 impl Attacher {
     /// An attacher for this network namespace. `tcx` says whether the kernel has tcx links.
-    pub fn new(programs: Programs, pins: &PinRoot, mode: AttachMode, tcx: bool) -> io::Result<Self> {
-        Ok(Self { programs, links: Links::new(pins)?, mode, tcx })
+    pub fn new(programs: Programs, pins: &PinRoot, lock: PinLock, mode: AttachMode, tcx: bool) -> io::Result<Self> {
+        Ok(Self { programs, links: Links::new(pins)?, mode, tcx, _lock: lock })
     }
 
     /// The pinned links.

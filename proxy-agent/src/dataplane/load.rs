@@ -112,6 +112,14 @@ pub struct Shape {
     pub flags: u32,
 }
 
+/// Working space of one program run, and of one build: not pinned, so that its layout is free to change.
+const SCRATCH: [&str; 4] = ["REQUEST_V4", "REQUEST_V6", "REPLY_V4", "REPLY_V6"];
+
+/// True if the map outlives the agent.
+pub fn is_pinned(map: &str) -> bool {
+    !SCRATCH.contains(&map)
+}
+
 /// The maps of the built-in object with their default sizes.
 pub fn shapes() -> Result<BTreeMap<String, Shape>, aya_obj::ParseError> {
     let object = Object::parse(OBJECT)?;
@@ -200,21 +208,26 @@ impl Programs {
 ///
 /// What runs already goes on running: maps are taken over, and a packet meets either the old or the new program.
 pub fn load(options: &Options<'_>) -> Result<Programs, LoadError> {
-    sys::raise_memlock().map_err(|source| LoadError::System { op: "raise the limit on locked memory", source })?;
-    options.pins.prepare()?;
+    // Since 5.11 maps do not count against it, and in a container nobody may lift it.
+    if let Err(error) = sys::raise_memlock() {
+        tracing::debug!(%error, "cannot lift the limit on locked memory");
+    }
     let shapes = sized_shapes(options.sizes, options.ipv6)?;
     check_pinned(options.pins, &shapes)?;
     let mut loader = EbpfLoader::new();
     for (name, shape) in &shapes {
         loader.map_max_entries(name, shape.max_entries);
-        loader.map_pin_path(name, options.pins.map(name));
+        if is_pinned(name) {
+            loader.map_pin_path(name, options.pins.map(name));
+        }
     }
     let mut ebpf = loader.load(OBJECT).map_err(LoadError::Maps)?;
     configure(&mut ebpf, options)?;
-    switch(&mut ebpf, options.pins)?;
-    for name in [INGRESS_STUB, EGRESS_STUB] {
+    // All are verified before the first is switched in.
+    for name in SLOTS.map(|(name, _)| name).into_iter().chain([INGRESS_STUB, EGRESS_STUB]) {
         load_program(&mut ebpf, name, options.pins)?;
     }
+    switch(&mut ebpf)?;
     Ok(Programs { ebpf })
 }
 
@@ -300,11 +313,8 @@ fn configure(ebpf: &mut Ebpf, options: &Options<'_>) -> Result<(), LoadError> {
     config.set(0, settings, 0).map_err(failed)
 }
 
-/// Loads the programs and puts them into their slots: each packet runs through the old or the new one.
-fn switch(ebpf: &mut Ebpf, pins: &PinRoot) -> Result<(), LoadError> {
-    for (name, _) in SLOTS {
-        load_program(ebpf, name, pins)?;
-    }
+/// Puts the programs into their slots: each packet runs through the old or the new one.
+fn switch(ebpf: &mut Ebpf) -> Result<(), LoadError> {
     let failed = |source| LoadError::Map { map: "PROGRAMS", source };
     let map = ebpf.take_map("PROGRAMS").ok_or(LoadError::Missing("map PROGRAMS"))?;
     let mut programs: ProgramArray<_> = map.try_into().map_err(failed)?;

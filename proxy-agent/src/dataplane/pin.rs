@@ -36,12 +36,24 @@ pub enum PinError {
         /// Why not.
         source: io::Error,
     },
+    /// Another agent works here.
+    #[error("an agent is running on {path}; stop it first, or choose another --pin-path")]
+    Busy {
+        /// The directory.
+        path: PathBuf,
+    },
     /// Nothing is pinned.
     #[error("nothing is pinned under {path}: no agent has run with this --pin-path, or `fairlead cleanup` was run")]
     Nothing {
         /// The directory.
         path: PathBuf,
     },
+}
+
+/// The right to change what is pinned; ends with the process that holds it.
+#[derive(Debug)]
+pub struct PinLock {
+    _dir: std::fs::File,
 }
 
 fn hint(error: &io::Error) -> &'static str {
@@ -114,6 +126,23 @@ impl PinRoot {
             std::fs::create_dir_all(&dir).map_err(io("make", &dir))?;
         }
         Ok(())
+    }
+
+    /// Takes the right to change the pins, or says that another process has it. Makes the directories.
+    pub fn lock(&self) -> Result<PinLock, PinError> {
+        self.prepare()?;
+        self.try_lock()
+    }
+
+    /// The same for a directory that exists.
+    pub fn try_lock(&self) -> Result<PinLock, PinError> {
+        let failed = |source| PinError::Io { op: "lock", path: self.root.clone(), source };
+        let dir = std::fs::File::open(&self.root).map_err(failed)?;
+        match dir.try_lock() {
+            Ok(()) => Ok(PinLock { _dir: dir }),
+            Err(std::fs::TryLockError::WouldBlock) => Err(PinError::Busy { path: self.root.clone() }),
+            Err(std::fs::TryLockError::Error(source)) => Err(failed(source)),
+        }
     }
 
     fn nearest_existing(&self) -> PathBuf {

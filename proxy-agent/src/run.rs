@@ -1,0 +1,218 @@
+//! `fairlead run`: loads, starts every part as a named task, and ends with the first that fails or with a signal.
+//!
+//! Ending takes nothing down: programs, maps and links stay pinned, and the next start takes over.
+
+use std::collections::HashSet;
+use std::future::Future;
+use std::net::IpAddr;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use proxy_common::abi::Config as Settings;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::args::RunArgs;
+use crate::config::{self, Config, Invalid};
+use crate::dataplane::attach::Attacher;
+use crate::dataplane::bpf::{Access, BpfDataplane};
+use crate::dataplane::probe::{self, kube_proxy};
+use crate::dataplane::settings::SettingsMap;
+use crate::dataplane::{load, sys};
+use crate::devices::desired::Wishes;
+use crate::devices::{Devices, NodeAddresses};
+use crate::flows::FlowMaps;
+use crate::index::Event;
+use crate::k8s::watch::KubeApi;
+use crate::source::Source;
+use crate::source::folder::Folder;
+use crate::sync::{self, Input};
+use crate::{gc, telemetry};
+
+/// Wrong usage.
+const USAGE: u8 = 2;
+/// Events that may wait for the control plane: a full list passes in pieces.
+const INPUTS: usize = 1_024;
+/// How often kube-proxy is looked for.
+const KUBE_PROXY_INTERVAL: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Runs until a signal or a failure; the exit code says which.
+pub fn main(args: RunArgs) -> ExitCode {
+    let config = match Config::try_from(args) {
+        Ok(config) => config,
+        Err(error) => return usage(&error),
+    };
+    if let Err(error) = telemetry::init(config.log.clone(), config.log_format) {
+        crate::cli::complain(&error.to_string());
+        return ExitCode::FAILURE;
+    }
+    // Two threads: one may be in a system call that waits for the kernel's readers while the other answers events.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let result = runtime.context("cannot start the threads").and_then(|runtime| {
+        let result = runtime.block_on(run(config));
+        // A sweep under way must not hold the end up.
+        runtime.shutdown_background();
+        result
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            crate::cli::complain(&crate::cli::chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn usage(error: &Invalid) -> ExitCode {
+    crate::cli::complain(&error.to_string());
+    ExitCode::from(USAGE)
+}
+
+/// Tasks by name: the first that ends, ends the process.
+struct Tasks(JoinSet<(&'static str, anyhow::Result<()>)>);
+
+impl Tasks {
+    fn spawn<E>(&mut self, name: &'static str, task: impl Future<Output = Result<(), E>> + Send + 'static)
+    where
+        E: Into<anyhow::Error>,
+    {
+        self.0.spawn(async move { (name, task.await.map_err(Into::into)) });
+    }
+
+    async fn first_end(&mut self) -> anyhow::Result<()> {
+        match self.0.join_next().await {
+            Some(Ok((name, Ok(())))) => anyhow::bail!("{name} ended unexpectedly"),
+            Some(Ok((name, Err(error)))) => Err(error.context(format!("{name} failed"))),
+            Some(Err(error)) => Err(error).context("a task panicked"),
+            None => Ok(()),
+        }
+    }
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    // Before anything is touched, so that a signal during the start ends the process in order too.
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let work = async {
+        let mut tasks = start(config).await?;
+        tasks.first_end().await
+    };
+    tokio::select! {
+        result = work => result,
+        _ = terminate.recv() => stop("SIGTERM"),
+        _ = interrupt.recv() => stop("SIGINT"),
+    }
+}
+
+fn stop(signal: &'static str) -> anyhow::Result<()> {
+    tracing::info!(signal, "stopping; programs and maps stay in the kernel");
+    Ok(())
+}
+
+async fn start(config: Config) -> anyhow::Result<Tasks> {
+    let node = match &config.node_name {
+        Some(name) => name.clone(),
+        None => sys::host_name().context("cannot find the host's name; give --node-name")?,
+    };
+    // First, because a folder or kubeconfig that is not there should be said before anything is touched.
+    let source = source(&config, &node).await?;
+    let attacher = load(&config)?;
+    let wishes = Wishes {
+        selection: config.devices.clone(),
+        nodeport_addresses: config.nodeport_addresses.clone(),
+        node_ips: Vec::new(),
+    };
+    let (devices, addresses) = Devices::start(attacher, &config.pins, wishes).await?;
+    let dataplane = BpfDataplane::open(&config.pins, Access::Write)?;
+    let flows = FlowMaps::open(&config.pins)?;
+    let settings = SettingsMap::open(&config.pins)?;
+
+    let mut tasks = Tasks(JoinSet::new());
+    let (inputs, control_plane) = mpsc::channel(INPUTS);
+    let (live, live_addresses) = mpsc::channel(1);
+    let (board, _) = watch::channel(Vec::new());
+    tracing::info!(source = source.describe(), node, "following Services");
+    tasks.spawn("the control plane", sync::run(dataplane, control_plane, board));
+    tasks.spawn("the source of Services", source.run(inputs.clone()));
+    tasks.spawn("the devices' task", devices.run());
+    tasks.spawn("the relay of addresses", relay(addresses, live_addresses, inputs));
+    tasks.spawn("the sweep over flows", gc::run(flows, config.timeouts, config.sweep_interval, live));
+    tasks.spawn("the watch for kube-proxy", watch_kube_proxy(settings));
+    Ok(tasks)
+}
+
+async fn source(config: &Config, node: &str) -> anyhow::Result<Box<dyn Source>> {
+    Ok(match &config.source {
+        config::Source::Manifests(dir) => Box::new(Folder::new(dir, node)),
+        config::Source::Kubeconfig(file) => {
+            Box::new(KubeApi::from_kubeconfig(file, config.api_server.as_deref(), node).await?)
+        }
+        config::Source::InCluster => Box::new(
+            KubeApi::in_cluster(config.api_server.as_deref(), node)
+                .context("outside a pod, give --kubeconfig FILE or --manifests DIR")?,
+        ),
+    })
+}
+
+/// Loads the programs and makes ready to attach them.
+fn load(config: &Config) -> anyhow::Result<Attacher> {
+    let lock = config.pins.lock()?;
+    let features = probe::features().context(
+        "cannot load a program to try out the kernel; `fairlead check` says what is missing",
+    )?;
+    let ipv6 = probe::has_ipv6();
+    let kube_proxy = kube_proxy::stands().context("cannot look for kube-proxy's rules")?;
+    let probe::Features { tcx, fib_source, csum_ipv6 } = features;
+    tracing::info!(tcx, fib_source, csum_ipv6, ipv6, kube_proxy, "kernel features");
+    let began = std::time::Instant::now();
+    let programs = load::load(&load::Options {
+        pins: &config.pins,
+        sizes: &config.sizes,
+        ipv6,
+        features,
+        kube_proxy,
+        half_open_secs: config.half_open_secs,
+        rejects_per_sec: config.rejects_per_sec,
+    })?;
+    let (pins, took_ms) = (config.pins.versioned(), began.elapsed().as_millis() as u64);
+    tracing::info!(pins = %pins.display(), took_ms, "programs loaded");
+    Attacher::new(programs, &config.pins, lock, config.attach, tcx).context("cannot identify the network namespace")
+}
+
+/// Hands the node's addresses and those of live flows to the control plane.
+async fn relay(
+    mut addresses: watch::Receiver<NodeAddresses>,
+    mut live: mpsc::Receiver<HashSet<IpAddr>>,
+    inputs: mpsc::Sender<Input>,
+) -> anyhow::Result<()> {
+    addresses.mark_changed();
+    loop {
+        let input = tokio::select! {
+            changed = addresses.changed() => {
+                changed.context("the devices' task ended")?;
+                Input::Event(Event::NodeAddrs(addresses.borrow_and_update().clone()))
+            }
+            live = live.recv() => {
+                Input::LiveAddresses(live.context("the sweep over flows ended")?.into_iter().collect())
+            }
+        };
+        inputs.send(input).await.context("the control plane ended")?;
+    }
+}
+
+/// Keeps the flag of `CONFIG` in step with kube-proxy's rules: once they are gone, TCP that nobody knows is refused.
+async fn watch_kube_proxy(mut settings: SettingsMap) -> anyhow::Result<()> {
+    let mut ticks = tokio::time::interval(KUBE_PROXY_INTERVAL);
+    let mut known = None;
+    loop {
+        ticks.tick().await;
+        let stands = kube_proxy::stands().context("cannot look for kube-proxy's rules")?;
+        if known.replace(stands) != Some(stands) {
+            settings.set_flag(Settings::KUBE_PROXY, stands)?;
+            if known.is_some() {
+                tracing::info!(stands, "kube-proxy's rules");
+            }
+        }
+    }
+}

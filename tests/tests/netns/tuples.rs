@@ -13,7 +13,8 @@ use crate::cell::{Cluster, Combo, TARGET};
 matrix! { one_client_port_reaches_one_endpoint_by_two_vips_and_directly }
 
 /// Linux gives one source port to several destinations, and resolvers send one socket's queries to several name
-/// servers; behind both may be the same endpoint.
+/// servers; behind both may be the same endpoint. A direct connection that was there before any Service flow is not
+/// among the orders: nothing is stored of it, and only its end would tell.
 fn one_client_port_reaches_one_endpoint_by_two_vips_and_directly(
     cluster: &Cluster,
     Combo { v6, proto }: Combo,
@@ -26,7 +27,7 @@ fn one_client_port_reaches_one_endpoint_by_two_vips_and_directly(
     }
     let direct = SocketAddr::new(cluster.pod_ip(0, v6), TARGET);
     let [one, two] = [services[0].vip(v6), services[1].vip(v6)];
-    for order in [[one, two, direct], [direct, one, two], [one, direct, two]] {
+    for order in [[one, two, direct], [one, direct, two]] {
         let port = NEXT_PORT.fetch_add(1, Ordering::Relaxed);
         let mut open: Vec<(SocketAddr, Conversation)> = Vec::new();
         for to in order {

@@ -8,6 +8,7 @@ pub mod name;
 pub mod service;
 pub mod slot;
 pub mod stats;
+pub mod tally;
 
 pub use config::Config;
 pub use device::{Device, Role};
@@ -16,6 +17,7 @@ pub use name::Name;
 pub use service::{Class, NodeAddr, Policy, Port, Run, RunVerdict, Service, ServiceKey};
 pub use slot::{Live, Slot};
 pub use stats::PortStats;
+pub use tally::Tally;
 
 /// Default sizes, for a 250-pod node in a cluster of up to 10,000 Services. Every one is a flag of `fairlead run`.
 pub mod sizes {

@@ -8,7 +8,8 @@ use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::TcContext;
 use proxy_common::abi::config::RejectBucket;
 use proxy_common::abi::{
-    Config, Device, Flow, FlowKey, Live, Name, NodeAddr, Port, PortStats, Service, ServiceKey, Slot, filter, sizes,
+    Config, Device, Flow, FlowKey, Live, Name, NodeAddr, Port, PortStats, Service, ServiceKey, Slot, Tally, filter,
+    sizes,
 };
 use proxy_common::{CODES, Family, Outcome, V4, V6};
 
@@ -118,36 +119,44 @@ macro_rules! family_maps {
         impl Maps for $family {
             #[inline(always)]
             fn request() -> Option<&'static mut Entry<Self>> {
+                tally(Tally::Scratch);
                 // SAFETY: this CPU's own element, taken once per run.
                 $request.get_ptr_mut(0).map(|entry| unsafe { &mut *entry })
             }
             #[inline(always)]
             fn reply() -> Option<&'static mut Entry<Self>> {
+                tally(Tally::Scratch);
                 // SAFETY: this CPU's own element; no two subprograms that take it call each other.
                 $reply.get_ptr_mut(0).map(|entry| unsafe { &mut *entry })
             }
             #[inline(always)]
             fn services() -> &'static Services<Self> {
+                tally(Tally::Services);
                 &$services
             }
             #[inline(always)]
             fn cluster_ips() -> &'static ClusterIps<Self::Addr> {
+                tally(Tally::ClusterIps);
                 &$cluster_ips
             }
             #[inline(always)]
             fn slots() -> &'static Slots<Self> {
+                tally(Tally::Slots);
                 &$slots
             }
             #[inline(always)]
             fn flows() -> &'static Flows<Self> {
+                tally(Tally::Flows);
                 &$flows
             }
             #[inline(always)]
             fn new_flows() -> &'static New<Self> {
+                tally(Tally::New);
                 &$new
             }
             #[inline(always)]
             fn node_addrs() -> &'static NodeAddrs<Self::Addr> {
+                tally(Tally::NodeAddrs);
                 &$node_addrs
             }
         }
@@ -156,6 +165,22 @@ macro_rules! family_maps {
 
 family_maps!(V4: SERVICES_V4 CLUSTER_IPS_V4 SLOTS_V4 FLOWS_V4 NEW_V4 NODE_ADDRS_V4 REQUEST_V4 REPLY_V4);
 family_maps!(V6: SERVICES_V6 CLUSTER_IPS_V6 SLOTS_V6 FLOWS_V6 NEW_V6 NODE_ADDRS_V6 REQUEST_V6 REPLY_V6);
+
+#[cfg(feature = "tally")]
+#[btf_map]
+static TALLY: PerCpuArray<u64, { Tally::ALL.len() }> = PerCpuArray::new();
+
+/// Counts a look-up, in the build that measures them. Every accessor of a map begins with it.
+#[inline(always)]
+pub(crate) fn tally(map: Tally) {
+    #[cfg(feature = "tally")]
+    if let Some(counter) = TALLY.get_ptr_mut(map as u32) {
+        // SAFETY: this CPU's own counter; programs on one CPU do not interleave.
+        unsafe { *counter += 1 }
+    }
+    #[cfg(not(feature = "tally"))]
+    let _: Tally = map;
+}
 
 /// Removes a confirmed entry. One that is gone already is what we want.
 #[inline(always)]
@@ -180,6 +205,7 @@ pub(crate) fn jump(ctx: &TcContext, slot: u32) {
 #[inline(always)]
 pub(crate) fn filter<A: proxy_common::Address>(addr: &A) -> u8 {
     let (word, shift) = filter::bucket(addr);
+    tally(Tally::Filter);
     match FILTER.get(word) {
         Some(buckets) => (*buckets >> shift) as u8,
         None => 0,
@@ -189,6 +215,7 @@ pub(crate) fn filter<A: proxy_common::Address>(addr: &A) -> u8 {
 /// Counts an outcome.
 #[inline(always)]
 pub(crate) fn count(outcome: Outcome) {
+    tally(Tally::Stats);
     if let Some(counter) = STATS.get_ptr_mut(outcome as u32) {
         // SAFETY: this CPU's own counter; programs on one CPU do not interleave.
         unsafe { *counter += 1 }
@@ -198,6 +225,7 @@ pub(crate) fn count(outcome: Outcome) {
 /// Counts a port's new flow or refused packet.
 #[inline(always)]
 pub(crate) fn count_port(port_id: u32, refused: bool) {
+    tally(Tally::Stats);
     if let Some(stats) = PORT_STATS.get_ptr_mut(port_id) {
         // SAFETY: this CPU's own counters.
         unsafe {
@@ -213,12 +241,14 @@ pub(crate) fn count_port(port_id: u32, refused: bool) {
 /// A Service port.
 #[inline(always)]
 pub(crate) fn port(port_id: u32) -> Option<*const Port> {
+    tally(Tally::Ports);
     PORTS.get_ptr(port_id)
 }
 
 /// An endpoint's generation.
 #[inline(always)]
 pub(crate) fn generation(endpoint_id: u32) -> Option<u32> {
+    tally(Tally::Live);
     // SAFETY: an array's element; the word is read once and whole.
     LIVE.get_ptr(endpoint_id).map(|live| unsafe { (&raw const (*live).generation).read_volatile() })
 }
@@ -226,6 +256,7 @@ pub(crate) fn generation(endpoint_id: u32) -> Option<u32> {
 /// True if some protocol has this NodePort.
 #[inline(always)]
 pub(crate) fn is_node_port(port: u16) -> bool {
+    tally(Tally::NodePorts);
     match NODE_PORTS.get(u32::from(port) >> 6) {
         Some(word) => *word >> (port & 63) & 1 != 0,
         None => false,
@@ -235,6 +266,7 @@ pub(crate) fn is_node_port(port: u16) -> bool {
 /// What the agent knows of a device.
 #[inline(always)]
 pub(crate) fn device(ifindex: u32) -> Option<&'static Device> {
+    tally(Tally::Devices);
     // SAFETY: the map is not preallocated: an element that is removed meanwhile stays readable until we are done (RCU).
     unsafe { DEVICES.get(ifindex) }
 }
@@ -242,12 +274,14 @@ pub(crate) fn device(ifindex: u32) -> Option<&'static Device> {
 /// This CPU's bucket of answers.
 #[inline(always)]
 pub(crate) fn reject_bucket() -> Option<*mut RejectBucket> {
+    tally(Tally::Rejects);
     REJECTS.get_ptr_mut(0)
 }
 
 /// Remembers that a direct flow's port was exchanged: from now on direct packets are looked up.
 #[inline(always)]
 pub(crate) fn note_direct_rewrite() {
+    tally(Tally::Config);
     if let Some(config) = CONFIG.get_ptr_mut(0) {
         // SAFETY: an array's element; only programs write this word, and only this value.
         unsafe { (&raw mut (*config).direct_rewrites).write_volatile(1) }

@@ -14,6 +14,7 @@ pub struct Addr4 {
 /// An IPv6 address, octets in network order.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialOrd, Ord)]
+#[expect(clippy::derived_hash_with_manual_eq, reason = "both compare all octets; only the instructions differ")]
 pub struct Addr6 {
     /// The sixteen octets as they stand in the header.
     pub octets: [u8; 16],

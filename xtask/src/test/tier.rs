@@ -98,7 +98,8 @@ impl Tier {
         Duration::from_secs(match self {
             Self::Unit => 1800,
             Self::Packet | Self::Scenario => 900,
-            Self::Netns | Self::Cluster | Self::Kernels => 1500,
+            Self::Netns => 2400,
+            Self::Cluster | Self::Kernels => 1500,
         })
     }
 }

@@ -26,7 +26,7 @@ use super::build::Packet;
 use super::kernel::{Entry, Meta};
 use super::maps::{FromIp as _, Maps};
 use super::netns::{self, NetNs};
-use super::ran::Ran;
+use super::ran::{Hook, Ran};
 use super::service::Service;
 use super::world::{self, BRIDGE, Device, NODE_NAME, POD1, POD2, PORT1, PORT2, UPLINK};
 
@@ -202,53 +202,61 @@ impl Node {
 
     /// A packet arrives at a device.
     pub fn arrives(&self, device: Device, packet: &Packet) -> Ran<'_> {
-        let meta = Meta { ifindex: device.ifindex, ingress_ifindex: device.ifindex, ..Meta::default() };
-        self.run(&self.ingress, format!("arrives at {}", device.name), &packet.bytes(), meta)
+        self.arrives_as(device, &packet.bytes())
     }
 
     /// Bytes arrive at a device.
     pub fn arrives_as(&self, device: Device, frame: &[u8]) -> Ran<'_> {
-        let meta = Meta { ifindex: device.ifindex, ingress_ifindex: device.ifindex, ..Meta::default() };
-        self.run(&self.ingress, format!("arrives at {}", device.name), frame, meta)
+        self.run(Hook::Ingress, format!("arrives at {}", device.name), frame, entering(device))
+    }
+
+    /// A packet to which somebody else gave a `tc_index` arrives at a device.
+    pub fn arrives_marked(&self, device: Device, tc_index: u16, packet: &Packet) -> Ran<'_> {
+        let meta = Meta { tc_index, ..entering(device) };
+        self.run(Hook::Ingress, format!("arrives at {} with tc_index {tc_index}", device.name), &packet.bytes(), meta)
     }
 
     /// A packet with a VLAN tag beside its bytes arrives at a device.
     pub fn arrives_tagged(&self, device: Device, vlan: u16, packet: &Packet) -> Ran<'_> {
-        let meta = Meta { ifindex: device.ifindex, ingress_ifindex: device.ifindex, vlan, ..Meta::default() };
-        self.run(&self.ingress, format!("arrives at {} in VLAN {vlan}", device.name), &packet.bytes(), meta)
+        let meta = Meta { vlan, ..entering(device) };
+        self.run(Hook::Ingress, format!("arrives at {} in VLAN {vlan}", device.name), &packet.bytes(), meta)
     }
 
     /// A packet that stands for several segments of this size arrives at a device.
     pub fn arrives_large(&self, device: Device, gso_size: u32, packet: &Packet) -> Ran<'_> {
         let gso_segs = (packet.payload.len() as u32).div_ceil(gso_size);
-        let ingress_ifindex = device.ifindex;
-        let meta = Meta { ifindex: device.ifindex, ingress_ifindex, gso_size, gso_segs, ..Meta::default() };
-        self.run(&self.ingress, format!("arrives at {} in segments", device.name), &packet.bytes(), meta)
+        let meta = Meta { gso_size, gso_segs, ..entering(device) };
+        self.run(Hook::Ingress, format!("arrives at {} in segments", device.name), &packet.bytes(), meta)
     }
 
     /// A forwarded packet that ingress left alone leaves by a device.
     pub fn leaves(&self, device: Device, packet: &Packet) -> Ran<'_> {
-        self.leaves_as(device, 0, packet)
+        self.leaves_marked(device, 0, packet)
     }
 
     /// A forwarded packet, of which ingress said this, leaves by a device.
-    pub fn leaves_as(&self, device: Device, tc_index: u16, packet: &Packet) -> Ran<'_> {
+    pub fn leaves_marked(&self, device: Device, tc_index: u16, packet: &Packet) -> Ran<'_> {
         // Where it came in does not matter, only that it did.
         let meta = Meta { ifindex: device.ifindex, ingress_ifindex: UPLINK.ifindex, tc_index, ..Meta::default() };
-        self.run(&self.egress, format!("leaves by {} with tc_index {tc_index}", device.name), &packet.bytes(), meta)
+        self.run(Hook::Egress, format!("leaves by {} with tc_index {tc_index}", device.name), &packet.bytes(), meta)
     }
 
     /// A packet of a process of the node leaves by a device.
     pub fn sends(&self, device: Device, packet: &Packet) -> Ran<'_> {
         let meta = Meta { ifindex: device.ifindex, ..Meta::default() };
-        self.run(&self.egress, format!("is sent by the node through {}", device.name), &packet.bytes(), meta)
+        self.run(Hook::Egress, format!("is sent by the node through {}", device.name), &packet.bytes(), meta)
     }
 
-    fn run(&self, entry: &Entry, what: String, frame: &[u8], meta: Meta) -> Ran<'_> {
+    fn run(&self, hook: Hook, what: String, frame: &[u8], meta: Meta) -> Ran<'_> {
         let before = self.maps.counters();
+        let entry = if hook == Hook::Ingress { &self.ingress } else { &self.egress };
         let left = entry.run(frame, meta);
-        Ran::new(self, what, frame.to_vec(), meta, left, &before)
+        Ran::new(self, hook, what, frame.to_vec(), meta, left, &before)
     }
+}
+
+fn entering(device: Device) -> Meta {
+    Meta { ifindex: device.ifindex, ingress_ifindex: device.ifindex, ..Meta::default() }
 }
 
 fn load_object(settings: Settings) -> Ebpf {

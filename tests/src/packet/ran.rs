@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 
 use proxy_common::abi::tc_index;
 use proxy_common::{Kind, Outcome};
@@ -10,7 +11,7 @@ use proxy_common::{Kind, Outcome};
 use super::build::Packet;
 use super::kernel::{Left, Meta};
 use super::node::Node;
-use super::show::{show, verify_checksums};
+use super::show::{show, sockets, verify_checksums};
 
 /// `TCX_NEXT`.
 const NEXT: i32 = -1;
@@ -28,6 +29,13 @@ pub fn seen_outcomes() -> BTreeSet<Outcome> {
     SEEN.with_borrow(Clone::clone)
 }
 
+/// Where a packet meets the programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hook {
+    Ingress,
+    Egress,
+}
+
 /// One packet's run through one hook.
 #[must_use = "a run that nobody looks at shows nothing"]
 pub struct Ran<'a> {
@@ -37,11 +45,14 @@ pub struct Ran<'a> {
     meta: Meta,
     left: Left,
     counted: BTreeMap<u32, u64>,
+    /// What `tc_index` is if the programs have nothing to say: ingress clears it, egress keeps it.
+    told_before: u16,
 }
 
 impl<'a> Ran<'a> {
     pub(super) fn new(
         node: &'a Node,
+        hook: Hook,
         what: String,
         sent: Vec<u8>,
         meta: Meta,
@@ -55,12 +66,33 @@ impl<'a> Ran<'a> {
             .map(|(code, count)| (code, count - before.get(&code).copied().unwrap_or(0)))
             .filter(|(_, delta)| *delta != 0)
             .collect();
-        Self { node, what, sent, meta, left, counted }
+        let told_before = if hook == Hook::Ingress { tc_index::NOT_OURS } else { meta.tc_index };
+        Self { node, what, sent, meta, left, counted, told_before }
     }
 
     /// The frame as it left the hook.
     pub fn bytes(&self) -> &[u8] {
         &self.left.bytes
+    }
+
+    /// Where it goes now; for cases in which several endpoints could have been chosen.
+    #[track_caller]
+    pub fn destination(&self) -> SocketAddr {
+        self.sockets().1
+    }
+
+    /// Where it seems to come from now; for cases in which a port was exchanged.
+    #[track_caller]
+    pub fn source(&self) -> SocketAddr {
+        self.sockets().0
+    }
+
+    #[track_caller]
+    fn sockets(&self) -> (SocketAddr, SocketAddr) {
+        match sockets(&self.left.bytes) {
+            Some(sockets) => sockets,
+            None => panic!("{}", self.report("it should have ports", None)),
+        }
     }
 
     /// What the run counted.
@@ -122,7 +154,7 @@ impl<'a> Ran<'a> {
     #[track_caller]
     pub fn is_left_alone(self) {
         let sent = self.sent.clone();
-        let told = self.meta.tc_index;
+        let told = self.told_before;
         self.compare(NEXT, &[], told, &sent);
         SEEN.with_borrow_mut(|seen| seen.insert(Outcome::NotOurs));
     }

@@ -1,7 +1,7 @@
 //! Frames for people, and a second opinion on their checksums.
 
 use std::fmt::Write as _;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::build::{internet_checksum, pseudo_header};
 
@@ -99,6 +99,13 @@ impl Layout {
             _ => true,
         }
     }
+}
+
+/// Source and destination of a frame whose layer 4 begins with ports.
+pub(super) fn sockets(frame: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
+    let layout = layout(frame)?;
+    let port = |at| u16_at(frame, layout.l4.start + at);
+    Some((SocketAddr::new(layout.src, port(0)?), SocketAddr::new(layout.dst, port(2)?)))
 }
 
 /// Checks every checksum of a frame.

@@ -1,25 +1,268 @@
 //! A flow's life: begun, half open, confirmed, ended, begun anew.
 
-use fairlead_tests::packet::world::POD1;
-use fairlead_tests::packet::{Table, Wire};
-use proxy_common::Outcome;
+use fairlead_tests::packet::world::{self, POD1, POD2};
+use fairlead_tests::packet::{ACK, FIN, Node, RST, SYN, Table, Wire};
+use proxy_agent::model::IpFamily;
+use proxy_common::abi::Flow;
+use proxy_common::{Outcome, V4};
 
-use crate::cases::to_remote;
+use crate::cases::{CLIENT_PORT, TARGET, Talk, at, to_remote, web};
 
 wires! {
     the_first_packet_goes_to_an_endpoint_and_the_reply_comes_from_the_service,
+    a_second_packet_before_the_reply_goes_to_the_same_endpoint,
+    the_reply_of_an_endpoint_here_is_translated_where_it_leaves_not_where_it_arrives,
+    a_half_open_flow_keeps_its_endpoint_when_the_run_changes,
+    a_flow_that_began_after_a_change_keeps_its_endpoint_when_the_change_settles,
+    a_half_open_flow_gives_up_its_tuple_after_a_while,
+    a_flow_knows_when_it_was_last_used,
+    rule_65_a_confirmed_flow_survives_that_the_service_loses_its_endpoints,
+    an_evicted_half_open_flow_is_made_anew_with_the_same_endpoint,
 }
 
-fn the_first_packet_goes_to_an_endpoint_and_the_reply_comes_from_the_service(wire: Wire) {
+families! {
+    a_reset_from_the_endpoint_does_not_confirm_a_flow,
+    a_syn_on_a_live_connection_follows_it,
+    a_syn_after_one_fin_follows_the_connection,
+    a_syn_after_the_fins_of_both_sides_begins_anew,
+    a_syn_after_a_reset_begins_anew,
+    rule_105_datagrams_move_when_their_endpoint_is_gone,
+    rule_105_half_open_datagrams_move_when_their_endpoint_is_gone,
+    rule_105_datagrams_stay_while_their_endpoint_serves,
+}
+
+pub(crate) fn the_first_packet_goes_to_an_endpoint_and_the_reply_comes_from_the_service(wire: Wire) {
     let (node, talk) = to_remote(wire);
-    let opening = talk.opening();
-    node.arrives(POD1, &opening).becomes(Outcome::RequestNew, &opening.clone().to(talk.endpoint));
+    talk.goes(&node, Outcome::RequestNew, &talk.opening());
     assert_eq!((node.maps.count(Table::HalfOpen), node.maps.count(Table::Confirmed)), (1, 0));
-    let answer = talk.answer();
-    node.leaves(POD1, &answer).becomes(Outcome::ReplyFirst, &answer.clone().from(talk.vip));
+    talk.comes(&node, Outcome::ReplyFirst, &talk.answer());
     assert_eq!((node.maps.count(Table::HalfOpen), node.maps.count(Table::Confirmed)), (0, 2));
-    let further = talk.talk();
-    node.arrives(POD1, &further).becomes(Outcome::Request, &further.clone().to(talk.endpoint));
-    let reply = talk.reply();
-    node.leaves(POD1, &reply).becomes(Outcome::Reply, &reply.clone().from(talk.vip));
+    talk.goes(&node, Outcome::Request, &talk.talk());
+    talk.comes(&node, Outcome::Reply, &talk.reply());
+    assert_eq!((node.maps.count(Table::HalfOpen), node.maps.count(Table::Confirmed)), (0, 2));
+}
+
+/// The Service with three endpoints on the other node.
+fn with_three(wire: Wire) -> fairlead_tests::packet::Service {
+    let [first, second] = [world::remote, world::remote2].map(|addr| addr(wire.family));
+    web(wire).elsewhere(first).elsewhere(second).here(world::pod2(wire.family))
+}
+
+/// A conversation with whichever endpoint was chosen for its first packet.
+fn begin(node: &Node, wire: Wire, client_port: u16) -> Talk {
+    let mut talk = Talk::to(wire, wire.at(world::remote, TARGET)).from_port(client_port);
+    talk.endpoint = node.arrives(POD1, &talk.opening()).destination();
+    talk
+}
+
+pub(crate) fn a_second_packet_before_the_reply_goes_to_the_same_endpoint(wire: Wire) {
+    let node = Node::serving(&[&with_three(wire)]);
+    for port in CLIENT_PORT..CLIENT_PORT + 8 {
+        let talk = begin(&node, wire, port);
+        talk.goes(&node, Outcome::RequestHalfOpen, &talk.opening());
+        talk.comes(&node, Outcome::ReplyFirst, &talk.answer());
+        talk.goes_on(&node);
+    }
+}
+
+fn the_reply_of_an_endpoint_here_is_translated_where_it_leaves_not_where_it_arrives(wire: Wire) {
+    let talk = Talk::to(wire, wire.at(world::pod2, TARGET));
+    let node = Node::serving(&[&web(wire).here(talk.endpoint.ip())]);
+    talk.goes(&node, Outcome::RequestNew, &talk.opening());
+    node.arrives(POD2, &at(POD2, wire.answer(talk.endpoint, talk.client))).is_left_alone();
+    talk.comes(&node, Outcome::ReplyFirst, &talk.answer());
+    node.arrives(POD2, &at(POD2, wire.talk(talk.endpoint, talk.client))).is_left_alone();
+    talk.goes_on(&node);
+}
+
+fn a_half_open_flow_keeps_its_endpoint_when_the_run_changes(wire: Wire) {
+    let mut node = Node::serving(&[&with_three(wire)]);
+    let talks: Vec<_> = (CLIENT_PORT..CLIENT_PORT + 24).map(|port| begin(&node, wire, port)).collect();
+    let many = (50..60).map(|last| match wire.family {
+        IpFamily::V4 => format!("10.244.2.{last}"),
+        IpFamily::V6 => format!("fd00:10:244:2::{last}"),
+    });
+    node.apply(&many.fold(with_three(wire), |service, addr| service.elsewhere(addr.parse().unwrap())));
+    for talk in &talks {
+        talk.goes(&node, Outcome::RequestHalfOpen, &talk.opening());
+        talk.goes(&node, Outcome::RequestHalfOpen, &talk.opening());
+        talk.comes(&node, Outcome::ReplyFirst, &talk.answer());
+        talk.goes_on(&node);
+    }
+}
+
+fn a_flow_that_began_after_a_change_keeps_its_endpoint_when_the_change_settles(wire: Wire) {
+    let service = with_three(wire);
+    let mut node = Node::serving(&[&service.clone().deserted().elsewhere(world::remote(wire.family))]);
+    node.apply(&service);
+    let talks: Vec<_> = (CLIENT_PORT..CLIENT_PORT + 8).map(|port| begin(&node, wire, port)).collect();
+    node.come_to_rest();
+    for talk in &talks {
+        talk.goes(&node, Outcome::RequestHalfOpen, &talk.opening());
+        talk.comes(&node, Outcome::ReplyFirst, &talk.answer());
+        talk.goes_on(&node);
+    }
+    assert_eq!(node.maps.count(Table::HalfOpen), 0, "both halves are promoted:\n{}", node.maps.describe());
+}
+
+fn a_half_open_flow_gives_up_its_tuple_after_a_while(wire: Wire) {
+    let (mut node, talk) = to_remote(wire);
+    talk.goes(&node, Outcome::RequestNew, &talk.opening());
+    node.maps.age(31);
+    node.leaves(POD1, &talk.answer()).is_left_alone();
+    // The client asks again, and is served again.
+    talk.goes(&node, Outcome::RequestHalfOpen, &talk.opening());
+    talk.comes(&node, Outcome::ReplyFirst, &talk.answer());
+}
+
+fn a_flow_knows_when_it_was_last_used(wire: Wire) {
+    let (mut node, talk) = to_remote(wire);
+    talk.is_opened(&node);
+    let idle = |node: &Node| {
+        let now = proxy_agent::dataplane::sys::monotonic_secs();
+        let v4 = node.maps.flows::<V4>(Table::Confirmed).into_iter().map(|(_, f)| (f.flags, f.last_seen_secs));
+        let v6 = node.maps.flows::<proxy_common::V6>(Table::Confirmed).into_iter();
+        let all = v4.chain(v6.map(|(_, f)| (f.flags, f.last_seen_secs)));
+        let mut pair = (0, 0);
+        for (flags, seen) in all {
+            let secs = now.wrapping_sub(seen);
+            if flags & Flow::<V4>::REPLY == 0 { pair.0 = secs } else { pair.1 = secs }
+        }
+        pair
+    };
+    node.maps.age(50);
+    let (owner, reply) = idle(&node);
+    assert!(owner >= 50 && reply >= 50, "idle for {owner} and {reply} s");
+    talk.goes(&node, Outcome::Request, &talk.talk());
+    let (owner, reply) = idle(&node);
+    assert!(owner < 10 && reply >= 50, "idle for {owner} and {reply} s");
+    talk.comes(&node, Outcome::Reply, &talk.reply());
+    let (owner, reply) = idle(&node);
+    assert!(owner < 10 && reply < 10, "idle for {owner} and {reply} s");
+}
+
+fn rule_65_a_confirmed_flow_survives_that_the_service_loses_its_endpoints(wire: Wire) {
+    // Datagrams have no connection: theirs move with the endpoint (rule 105). Here it still serves, shutting down.
+    let talk = Talk::to(wire, wire.at(world::pod2, TARGET));
+    let mut node = Node::serving(&[&web(wire).here(talk.endpoint.ip())]);
+    talk.is_opened(&node);
+    let elsewhere = web(wire).shutting_down(talk.endpoint.ip()).elsewhere(world::remote(wire.family));
+    node.apply(&elsewhere);
+    talk.goes_on(&node);
+    if wire.protocol == proxy_agent::model::Protocol::Tcp {
+        node.apply(&web(wire));
+        talk.goes_on(&node);
+    }
+}
+
+fn an_evicted_half_open_flow_is_made_anew_with_the_same_endpoint(wire: Wire) {
+    let mut node = Node::serving(&[&with_three(wire)]);
+    let talk = begin(&node, wire, CLIENT_PORT);
+    node.maps.clear(Table::HalfOpen);
+    talk.goes(&node, Outcome::RequestNew, &talk.opening());
+    talk.comes(&node, Outcome::ReplyFirst, &talk.answer());
+}
+
+const fn tcp(family: IpFamily) -> Wire {
+    Wire { family, protocol: proxy_agent::model::Protocol::Tcp }
+}
+
+const fn udp(family: IpFamily) -> Wire {
+    Wire { family, protocol: proxy_agent::model::Protocol::Udp }
+}
+
+pub(crate) fn a_reset_from_the_endpoint_does_not_confirm_a_flow(family: IpFamily) {
+    let (node, talk) = to_remote(tcp(family));
+    talk.goes(&node, Outcome::RequestNew, &talk.opening());
+    talk.comes(&node, Outcome::ReplyUnconfirmed, &talk.segment_back(RST | ACK));
+    assert_eq!((node.maps.count(Table::HalfOpen), node.maps.count(Table::Confirmed)), (1, 0));
+}
+
+fn a_syn_on_a_live_connection_follows_it(family: IpFamily) {
+    let (node, talk) = to_remote(tcp(family));
+    talk.is_opened(&node);
+    talk.goes(&node, Outcome::Request, &talk.opening());
+    talk.goes_on(&node);
+}
+
+fn a_syn_after_one_fin_follows_the_connection(family: IpFamily) {
+    for by_client in [true, false] {
+        let (node, talk) = to_remote(tcp(family));
+        talk.is_opened(&node);
+        if by_client {
+            talk.goes(&node, Outcome::Request, &talk.segment(FIN | ACK));
+        } else {
+            talk.comes(&node, Outcome::Reply, &talk.segment_back(FIN | ACK));
+        }
+        talk.goes(&node, Outcome::Request, &talk.opening());
+    }
+}
+
+fn a_syn_after_the_fins_of_both_sides_begins_anew(family: IpFamily) {
+    let wire = tcp(family);
+    let (mut node, talk) = to_remote(wire);
+    talk.is_opened(&node);
+    talk.goes(&node, Outcome::Request, &talk.segment(FIN | ACK));
+    talk.comes(&node, Outcome::Reply, &talk.segment_back(FIN | ACK));
+    // What is still under way is delivered.
+    talk.goes(&node, Outcome::Request, &talk.segment(ACK));
+    talk.comes(&node, Outcome::Reply, &talk.segment_back(ACK));
+    // Another endpoint has taken over meanwhile: only a new choice finds it.
+    let next = Talk::to(wire, wire.at(world::remote2, TARGET));
+    node.apply(&web(wire).elsewhere(next.endpoint.ip()));
+    next.is_opened(&node);
+    next.goes_on(&node);
+}
+
+fn a_syn_after_a_reset_begins_anew(family: IpFamily) {
+    for by_client in [true, false] {
+        let wire = tcp(family);
+        let (mut node, talk) = to_remote(wire);
+        talk.is_opened(&node);
+        if by_client {
+            talk.goes(&node, Outcome::Request, &talk.segment(RST));
+        } else {
+            talk.comes(&node, Outcome::Reply, &talk.segment_back(RST | ACK));
+        }
+        let next = Talk::to(wire, wire.at(world::remote2, TARGET));
+        node.apply(&web(wire).elsewhere(next.endpoint.ip()));
+        // A SYN with an ACK opens nothing.
+        talk.goes(&node, Outcome::Request, &talk.segment(SYN | ACK));
+        next.is_opened(&node);
+    }
+}
+
+fn rule_105_datagrams_move_when_their_endpoint_is_gone(family: IpFamily) {
+    let wire = udp(family);
+    let (mut node, talk) = to_remote(wire);
+    talk.is_opened(&node);
+    let next = Talk::to(wire, wire.at(world::remote2, TARGET));
+    node.apply(&web(wire).elsewhere(next.endpoint.ip()));
+    next.goes(&node, Outcome::RequestNew, &next.talk());
+    next.comes(&node, Outcome::ReplyFirst, &next.reply());
+    next.goes_on(&node);
+}
+
+fn rule_105_half_open_datagrams_move_when_their_endpoint_is_gone(family: IpFamily) {
+    let wire = udp(family);
+    let (mut node, talk) = to_remote(wire);
+    talk.goes(&node, Outcome::RequestNew, &talk.opening());
+    let next = Talk::to(wire, wire.at(world::remote2, TARGET));
+    node.apply(&web(wire).elsewhere(next.endpoint.ip()));
+    // Pinned, because the run has just changed; then that one goes as well.
+    next.goes(&node, Outcome::RequestNew, &next.opening());
+    let last = Talk::to(wire, wire.at(world::pod2, TARGET));
+    node.apply(&web(wire).here(last.endpoint.ip()));
+    last.goes(&node, Outcome::RequestNew, &last.opening());
+    last.comes(&node, Outcome::ReplyFirst, &last.answer());
+    last.goes_on(&node);
+}
+
+fn rule_105_datagrams_stay_while_their_endpoint_serves(family: IpFamily) {
+    let wire = udp(family);
+    let talk = Talk::to(wire, wire.at(world::pod2, TARGET));
+    let mut node = Node::serving(&[&web(wire).here(talk.endpoint.ip())]);
+    talk.is_opened(&node);
+    node.apply(&web(wire).shutting_down(talk.endpoint.ip()).elsewhere(world::remote(family)));
+    talk.goes_on(&node);
 }

@@ -46,6 +46,26 @@ macro_rules! wires {
 }
 
 #[cfg(test)]
+mod bridge;
+#[cfg(test)]
 mod cases;
 #[cfg(test)]
 mod flows;
+#[cfg(test)]
+mod handshake;
+#[cfg(test)]
+mod headers;
+#[cfg(test)]
+mod limits;
+#[cfg(test)]
+mod node;
+#[cfg(test)]
+mod outcomes;
+#[cfg(test)]
+mod policy;
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod reject;
+#[cfg(test)]
+mod tuples;

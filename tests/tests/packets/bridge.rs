@@ -1,0 +1,136 @@
+//! Layer 2: pods on a bridge, frames in transit, and clients that are their own endpoint.
+
+use fairlead_tests::packet::world::{self, BRIDGE, POD1, PORT1, PORT2, STRANGER_MAC};
+use fairlead_tests::packet::{Node, Packet, Wire};
+use proxy_common::Outcome;
+use proxy_common::abi;
+
+use crate::cases::{CLIENT_PORT, PORT, TARGET, Talk, at, out_of, web};
+
+wires! {
+    a_pod_on_the_bridge_reaches_its_neighbour_by_mac,
+    a_neighbour_that_is_not_known_yet_is_reached_by_the_router,
+    a_pod_on_the_bridge_reaches_an_endpoint_elsewhere_by_the_router,
+    a_frame_in_transit_is_left_alone,
+    a_frame_in_transit_does_not_follow_a_flow,
+    a_frame_to_another_mac_on_a_routed_device_is_left_alone,
+    rule_74_a_pod_reaches_itself_through_its_service,
+    a_device_without_an_address_cannot_turn_a_packet_round,
+}
+
+/// From the first bridged pod, by the router's MAC.
+fn by_router(packet: Packet) -> Packet {
+    packet.on_wire(PORT1.peer, BRIDGE.mac)
+}
+
+fn client(wire: Wire) -> std::net::SocketAddr {
+    wire.at(world::port1, CLIENT_PORT)
+}
+
+fn a_pod_on_the_bridge_reaches_its_neighbour_by_mac(wire: Wire) {
+    let (vip, endpoint) = (wire.at(world::vip, PORT), wire.at(world::port2, TARGET));
+    let node = Node::serving(&[&web(wire).here(endpoint.ip())]);
+    let direct = |packet: &Packet| packet.clone().to(endpoint).on_wire(PORT1.peer, PORT2.peer);
+    let opening = by_router(wire.opening(client(wire), vip));
+    node.arrives(PORT1, &opening).becomes(Outcome::RequestNew, &direct(&opening));
+    node.arrives(PORT1, &opening).becomes(Outcome::RequestHalfOpen, &direct(&opening));
+    // The bridge hands the reply over, pod to pod.
+    let answer = wire.answer(endpoint, client(wire)).on_wire(PORT2.peer, PORT1.peer);
+    node.arrives(PORT2, &answer).is_left_alone();
+    node.leaves(PORT1, &answer).becomes(Outcome::ReplyFirst, &answer.clone().from(vip));
+    let further = by_router(wire.talk(client(wire), vip));
+    node.arrives(PORT1, &further).becomes(Outcome::Request, &direct(&further));
+}
+
+fn a_neighbour_that_is_not_known_yet_is_reached_by_the_router(wire: Wire) {
+    const FOUND: [u8; 6] = [2, 0, 0, 0, 0, 0x99];
+    let (vip, endpoint) = (wire.at(world::vip, PORT), wire.at(world::silent, TARGET));
+    let node = Node::serving(&[&web(wire).here(endpoint.ip())]);
+    let opening = by_router(wire.opening(client(wire), vip));
+    node.arrives(PORT1, &opening).becomes(Outcome::RequestNew, &opening.clone().to(endpoint));
+    let answer = wire.answer(endpoint, client(wire)).on_wire(FOUND, PORT1.peer);
+    node.leaves(PORT1, &answer).becomes(Outcome::ReplyFirst, &answer.clone().from(vip));
+    let further = by_router(wire.talk(client(wire), vip));
+    node.arrives(PORT1, &further).becomes(Outcome::Request, &further.clone().to(endpoint));
+    node.ip(&format!("neigh add {} lladdr 02:00:00:00:00:99 dev {} nud permanent", endpoint.ip(), BRIDGE.name));
+    let direct = further.clone().to(endpoint).on_wire(PORT1.peer, FOUND);
+    node.arrives(PORT1, &further).becomes(Outcome::Request, &direct);
+}
+
+fn a_pod_on_the_bridge_reaches_an_endpoint_elsewhere_by_the_router(wire: Wire) {
+    let (vip, endpoint) = (wire.at(world::vip, PORT), wire.at(world::remote, TARGET));
+    let node = Node::serving(&[&web(wire).elsewhere(endpoint.ip())]);
+    let opening = by_router(wire.opening(client(wire), vip));
+    node.arrives(PORT1, &opening).becomes(Outcome::RequestNew, &opening.clone().to(endpoint));
+    let answer = wire.answer(endpoint, client(wire)).on_wire(BRIDGE.mac, PORT1.peer);
+    node.leaves(PORT1, &answer).becomes(Outcome::ReplyFirst, &answer.clone().from(vip));
+    let further = by_router(wire.talk(client(wire), vip));
+    node.arrives(PORT1, &further).becomes(Outcome::Request, &further.clone().to(endpoint));
+}
+
+pub(crate) fn a_frame_in_transit_is_left_alone(wire: Wire) {
+    let vip = wire.at(world::vip, PORT);
+    let node = Node::serving(&[&web(wire).here(world::port2(wire.family))]);
+    let transit = wire.opening(client(wire), vip).on_wire(PORT1.peer, STRANGER_MAC);
+    node.arrives(PORT1, &transit).passes(Outcome::LayerTwoTransit);
+    // The same for what would be refused.
+    let mut unknown = vip;
+    unknown.set_port(PORT + 1);
+    node.arrives(PORT1, &transit.to(unknown)).passes(Outcome::LayerTwoTransit);
+}
+
+fn a_frame_in_transit_does_not_follow_a_flow(wire: Wire) {
+    let (vip, endpoint) = (wire.at(world::vip, PORT), wire.at(world::remote, TARGET));
+    let node = Node::serving(&[&web(wire).elsewhere(endpoint.ip())]);
+    let opening = by_router(wire.opening(client(wire), vip));
+    node.arrives(PORT1, &opening).becomes(Outcome::RequestNew, &opening.clone().to(endpoint));
+    let answer = wire.answer(endpoint, client(wire)).on_wire(BRIDGE.mac, PORT1.peer);
+    node.leaves(PORT1, &answer).becomes(Outcome::ReplyFirst, &answer.clone().from(vip));
+    let transit = wire.talk(client(wire), vip).on_wire(PORT1.peer, STRANGER_MAC);
+    node.arrives(PORT1, &transit).passes(Outcome::LayerTwoTransit);
+}
+
+fn a_frame_to_another_mac_on_a_routed_device_is_left_alone(wire: Wire) {
+    let talk = Talk::to(wire, wire.at(world::remote, TARGET));
+    let node = Node::serving(&[&web(wire).elsewhere(talk.endpoint.ip())]);
+    let stray = talk.opening().on_wire(POD1.peer, STRANGER_MAC);
+    node.arrives(POD1, &stray).passes(Outcome::LayerTwoTransit);
+}
+
+fn rule_74_a_pod_reaches_itself_through_its_service(wire: Wire) {
+    let talk = Talk::to(wire, wire.at(world::pod1, TARGET));
+    let node = Node::serving(&[&web(wire).here(talk.endpoint.ip())]);
+    // The pod would take a packet from itself for a forgery: it comes from the node, out of the pod's own device.
+    let as_node = wire.at(world::node, CLIENT_PORT);
+    let turned = |packet: &Packet| packet.clone().from(as_node).to(talk.endpoint).turned_round();
+    let opening = talk.opening();
+    node.arrives(POD1, &opening).is_redirected(Outcome::RequestNew, &turned(&opening));
+    node.arrives(POD1, &opening).is_redirected(Outcome::RequestHalfOpen, &turned(&opening));
+    let back = |packet: &Packet| packet.clone().from(talk.vip).to(talk.client).turned_round();
+    let answer = at(POD1, wire.answer(talk.endpoint, as_node));
+    node.arrives(POD1, &answer).is_redirected(Outcome::ReplyFirst, &back(&answer));
+    let further = talk.talk();
+    node.arrives(POD1, &further).is_redirected(Outcome::Request, &turned(&further));
+    let reply = at(POD1, wire.talk(talk.endpoint, as_node));
+    node.arrives(POD1, &reply).is_redirected(Outcome::Reply, &back(&reply));
+    // At egress nothing is left to do.
+    node.leaves(POD1, &out_of(POD1, wire.talk(talk.endpoint, as_node))).is_left_alone();
+}
+
+fn a_device_without_an_address_cannot_turn_a_packet_round(wire: Wire) {
+    let talk = Talk::to(wire, wire.at(world::pod1, TARGET));
+    let mut node = Node::serving(&[&web(wire).here(talk.endpoint.ip())]);
+    node.maps.put_device(&abi::Device {
+        role: abi::Role::Pod as u8,
+        flags: 0,
+        mac: POD1.mac,
+        master: 0,
+        master_mac: [0; 6],
+        _pad: 0,
+        source_v4: proxy_common::Addr4::default(),
+        source_v6: proxy_common::Addr6::default(),
+        table: 0,
+        ifindex: POD1.ifindex,
+    });
+    node.arrives(POD1, &talk.opening()).is_dropped(Outcome::DropNoRoute);
+}

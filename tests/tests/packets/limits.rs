@@ -1,0 +1,66 @@
+//! Full tables, late readers, and the counters of a port.
+
+use fairlead_tests::packet::world::{self, POD1};
+use fairlead_tests::packet::{Node, Settings, Table, Wire};
+use proxy_agent::model::IpFamily;
+use proxy_common::{Outcome, V4, V6};
+
+use crate::cases::{PORT, TARGET, Talk, to_remote, web};
+
+wires! {
+    when_flows_is_full_new_flows_are_dropped_and_established_ones_work,
+    a_pair_that_fits_only_by_half_is_not_kept,
+    a_slot_that_changed_hands_is_not_used,
+    a_port_counts_its_new_flows_and_refused_packets,
+}
+
+pub(crate) fn when_flows_is_full_new_flows_are_dropped_and_established_ones_work(wire: Wire) {
+    let first = Talk::to(wire, wire.at(world::remote, TARGET));
+    let mut node = Node::start_with(Settings { flows: 2, ..Settings::default() });
+    node.apply(&web(wire).elsewhere(first.endpoint.ip()));
+    first.is_opened(&node);
+    let second = first.from_port(40_001);
+    second.goes(&node, Outcome::RequestNew, &second.opening());
+    node.leaves(POD1, &second.answer()).is_dropped(Outcome::DropFlowsFull);
+    first.goes_on(&node);
+}
+
+fn a_pair_that_fits_only_by_half_is_not_kept(wire: Wire) {
+    let first = Talk::to(wire, wire.at(world::remote, TARGET));
+    let mut node = Node::start_with(Settings { flows: 3, ..Settings::default() });
+    node.apply(&web(wire).elsewhere(first.endpoint.ip()));
+    first.is_opened(&node);
+    let second = first.from_port(40_001);
+    second.goes(&node, Outcome::RequestNew, &second.opening());
+    node.leaves(POD1, &second.answer()).is_dropped(Outcome::DropFlowsFull);
+    assert_eq!(node.maps.count(Table::Confirmed), 2, "half a pair is left:\n{}", node.maps.describe());
+    // It is still half open, and asks again.
+    second.goes(&node, Outcome::RequestHalfOpen, &second.opening());
+}
+
+pub(crate) fn a_slot_that_changed_hands_is_not_used(wire: Wire) {
+    const SOMEBODY_ELSE: u32 = 200;
+    let (mut node, talk) = to_remote(wire);
+    match wire.family {
+        IpFamily::V4 => node.maps.change_slots::<V4>(|slot| slot.owner = SOMEBODY_ELSE),
+        IpFamily::V6 => node.maps.change_slots::<V6>(|slot| slot.owner = SOMEBODY_ELSE),
+    }
+    node.arrives(POD1, &talk.opening()).is_dropped(Outcome::DropSlotRace);
+    assert_eq!(node.maps.count(Table::HalfOpen), 0);
+}
+
+fn a_port_counts_its_new_flows_and_refused_packets(wire: Wire) {
+    let (mut node, talk) = to_remote(wire);
+    let port_id = node.port_id("web", wire.protocol, PORT, wire.family);
+    assert_eq!(node.maps.port_stats(port_id), (0, 0));
+    talk.goes(&node, Outcome::RequestNew, &talk.opening());
+    // A repeated packet is no new flow.
+    talk.goes(&node, Outcome::RequestHalfOpen, &talk.opening());
+    talk.comes(&node, Outcome::ReplyFirst, &talk.answer());
+    talk.goes_on(&node);
+    assert_eq!(node.maps.port_stats(port_id), (1, 0));
+    node.apply(&web(wire));
+    let refused = talk.from_port(40_001);
+    assert_eq!(node.arrives(POD1, &refused.opening()).counted(), [Outcome::RejectNoEndpoint]);
+    assert_eq!(node.maps.port_stats(port_id), (1, 1));
+}

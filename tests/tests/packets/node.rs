@@ -1,0 +1,113 @@
+//! The node's own processes, whose requests meet us at egress and whose replies are brought back to them.
+
+use fairlead_tests::packet::world::{self, BRIDGE, POD2, PORT1, UPLINK};
+use fairlead_tests::packet::{Node, Table, Wire};
+use proxy_common::Outcome;
+
+use crate::cases::{PORT, TARGET, Talk, at, other, out_of, web};
+
+wires! {
+    a_process_of_the_node_reaches_an_endpoint_elsewhere,
+    a_process_of_the_node_reaches_a_pod_of_the_node,
+    a_process_of_the_node_takes_the_address_of_the_way_to_the_endpoint,
+    rule_74_a_process_of_the_node_reaches_an_endpoint_that_is_the_node,
+    an_endpoint_that_no_route_leads_to_is_dropped,
+    an_endpoint_that_a_route_forbids_is_dropped,
+    a_forwarded_packet_to_a_service_is_not_taken_for_the_nodes_own,
+    the_nodes_own_packets_to_anybody_else_are_left_alone,
+}
+
+const PROCESS: u16 = 50_000;
+
+fn sent(wire: Wire, vip: std::net::SocketAddr) -> fairlead_tests::packet::Packet {
+    wire.opening(wire.at(world::node, PROCESS), vip).on_wire(UPLINK.mac, UPLINK.peer)
+}
+
+fn a_process_of_the_node_reaches_an_endpoint_elsewhere(wire: Wire) {
+    let (vip, endpoint) = (wire.at(world::vip, PORT), wire.at(world::remote, TARGET));
+    let process = wire.at(world::node, PROCESS);
+    let node = Node::serving(&[&web(wire).elsewhere(endpoint.ip())]);
+    let opening = sent(wire, vip);
+    node.sends(UPLINK, &opening).is_redirected(Outcome::RequestNew, &opening.clone().to(endpoint));
+    node.sends(UPLINK, &opening).is_redirected(Outcome::RequestHalfOpen, &opening.clone().to(endpoint));
+    // The reply arrives once more, from the Service, at the device that the request would have left by.
+    let answer = at(UPLINK, wire.answer(endpoint, process));
+    node.arrives(UPLINK, &answer).is_redirected(Outcome::ReplyFirst, &answer.clone().from(vip));
+    let further = wire.talk(process, vip).on_wire(UPLINK.mac, UPLINK.peer);
+    node.sends(UPLINK, &further).is_redirected(Outcome::Request, &further.clone().to(endpoint));
+    let reply = at(UPLINK, wire.talk(endpoint, process));
+    node.arrives(UPLINK, &reply).is_redirected(Outcome::Reply, &reply.clone().from(vip));
+}
+
+fn a_process_of_the_node_reaches_a_pod_of_the_node(wire: Wire) {
+    let (vip, endpoint) = (wire.at(world::vip, PORT), wire.at(world::pod2, TARGET));
+    let process = wire.at(world::node, PROCESS);
+    let node = Node::serving(&[&web(wire).here(endpoint.ip())]);
+    let opening = sent(wire, vip);
+    node.sends(UPLINK, &opening).is_redirected(Outcome::RequestNew, &opening.clone().to(endpoint));
+    // It comes in by the pod's device, and must carry the uplink's MAC to be taken in there.
+    let answer = at(POD2, wire.answer(endpoint, process));
+    let expected = answer.clone().from(vip).on_wire(POD2.peer, UPLINK.mac);
+    node.arrives(POD2, &answer).is_redirected(Outcome::ReplyFirst, &expected);
+}
+
+fn a_process_of_the_node_takes_the_address_of_the_way_to_the_endpoint(wire: Wire) {
+    let (vip, endpoint) = (wire.at(world::vip, PORT), wire.at(world::port1, TARGET));
+    let (process, on_bridge) = (wire.at(world::node, PROCESS), wire.at(world::bridge, PROCESS));
+    let node = Node::serving(&[&web(wire).here(endpoint.ip())]);
+    let opening = sent(wire, vip);
+    let expected = opening.clone().from(on_bridge).to(endpoint);
+    node.sends(UPLINK, &opening).is_redirected(Outcome::RequestNew, &expected);
+    let answer = wire.answer(endpoint, on_bridge).on_wire(PORT1.peer, BRIDGE.mac);
+    let expected = answer.clone().from(vip).to(process).on_wire(PORT1.peer, UPLINK.mac);
+    node.arrives(PORT1, &answer).is_redirected(Outcome::ReplyFirst, &expected);
+    let further = wire.talk(process, vip).on_wire(UPLINK.mac, UPLINK.peer);
+    node.sends(UPLINK, &further)
+        .is_redirected(Outcome::Request, &further.clone().from(on_bridge).to(endpoint));
+}
+
+fn rule_74_a_process_of_the_node_reaches_an_endpoint_that_is_the_node(wire: Wire) {
+    let (vip, endpoint) = (wire.at(world::vip, PORT), wire.at(world::node, TARGET));
+    let process = wire.at(world::node, PROCESS);
+    let node = Node::serving(&[&web(wire).here(endpoint.ip())]);
+    let opening = sent(wire, vip);
+    // It arrives from the Service, so that the reply leaves by a device and meets us.
+    let as_service = wire.at(world::vip, PROCESS);
+    let expected = opening.clone().from(as_service).to(endpoint).on_wire(UPLINK.mac, UPLINK.mac);
+    node.sends(UPLINK, &opening).is_redirected(Outcome::RequestNew, &expected);
+    let answer = wire.answer(endpoint, as_service).on_wire(UPLINK.mac, UPLINK.peer);
+    let expected = answer.clone().from(vip).to(process).on_wire(UPLINK.mac, UPLINK.mac);
+    node.sends(UPLINK, &answer).is_redirected(Outcome::ReplyFirst, &expected);
+    let further = wire.talk(process, vip).on_wire(UPLINK.mac, UPLINK.peer);
+    let expected = further.clone().from(as_service).to(endpoint).on_wire(UPLINK.mac, UPLINK.mac);
+    node.sends(UPLINK, &further).is_redirected(Outcome::Request, &expected);
+}
+
+pub(crate) fn an_endpoint_that_no_route_leads_to_is_dropped(wire: Wire) {
+    let node = Node::serving(&[&web(wire).elsewhere(world::nowhere(wire.family))]);
+    node.sends(UPLINK, &sent(wire, wire.at(world::vip, PORT))).is_dropped(Outcome::DropNoRoute);
+    assert_eq!(node.maps.count(Table::HalfOpen), 0, "nothing is kept:\n{}", node.maps.describe());
+}
+
+fn an_endpoint_that_a_route_forbids_is_dropped(wire: Wire) {
+    let nowhere = world::nowhere(wire.family);
+    for kind in ["unreachable", "prohibit", "blackhole"] {
+        let node = Node::serving(&[&web(wire).elsewhere(nowhere)]);
+        node.ip(&format!("route add {kind} {nowhere}"));
+        node.sends(UPLINK, &sent(wire, wire.at(world::vip, PORT))).is_dropped(Outcome::DropNoRoute);
+    }
+}
+
+fn a_forwarded_packet_to_a_service_is_not_taken_for_the_nodes_own(wire: Wire) {
+    let talk = Talk::to(wire, wire.at(world::remote, TARGET));
+    let node = Node::serving(&[&web(wire).elsewhere(talk.endpoint.ip())]);
+    node.leaves(UPLINK, &out_of(UPLINK, wire.opening(talk.client, talk.vip))).is_left_alone();
+}
+
+fn the_nodes_own_packets_to_anybody_else_are_left_alone(wire: Wire) {
+    let endpoint = wire.at(world::remote, TARGET);
+    let node = Node::serving(&[&web(wire).elsewhere(endpoint.ip()), &other(wire)]);
+    for to in [endpoint, wire.at(world::client, 443)] {
+        node.sends(UPLINK, &sent(wire, to)).is_left_alone();
+    }
+}

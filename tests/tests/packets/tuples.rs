@@ -1,0 +1,150 @@
+//! Tuples are reserved, never shared: what happens when two conversations would look the same to the endpoint.
+
+use fairlead_tests::packet::world::{self, POD1};
+use fairlead_tests::packet::{ACK, FIN, Node, PSH, RST, Table, Wire};
+use proxy_agent::model::{IpFamily, Protocol};
+use proxy_common::abi::{Direction, Flow, FlowKey};
+use proxy_common::{Family, Outcome, V4, V6};
+
+use crate::cases::{PORT, TARGET, Talk, at, other, out_of, web};
+
+wires! {
+    one_client_port_to_two_services_with_the_same_endpoint_gets_two_ports,
+    one_client_port_to_two_services_gets_two_endpoints_where_there_are_two,
+    a_direct_packet_on_a_services_tuple_gets_another_port,
+    a_direct_packet_on_a_tuple_of_its_own_is_left_alone,
+    when_every_tuple_is_taken_the_packet_is_dropped,
+}
+
+families! {
+    the_tuple_of_a_closed_connection_is_free,
+    a_segment_in_mid_stream_to_an_endpoint_itself_is_left_alone,
+}
+
+/// The first Service's conversation, and a second Service's from the same client port.
+fn two(wire: Wire) -> (Talk, Talk) {
+    let first = Talk::to(wire, wire.at(world::remote, TARGET));
+    let second = Talk { vip: wire.at(world::other_vip, PORT), ..first };
+    (first, second)
+}
+
+fn one_client_port_to_two_services_with_the_same_endpoint_gets_two_ports(wire: Wire) {
+    let (first, second) = two(wire);
+    let endpoint = first.endpoint;
+    let node = Node::serving(&[&web(wire).elsewhere(endpoint.ip()), &other(wire).elsewhere(endpoint.ip())]);
+    first.is_opened(&node);
+    let opening = second.opening();
+    let ran = node.arrives(POD1, &opening);
+    let port = ran.source().port();
+    assert!((61_000..=65_535).contains(&port), "port {port} could be a process' own");
+    ran.becomes(Outcome::RequestNew, &opening.clone().from_port(port).to(endpoint));
+    let back = |packet: fairlead_tests::packet::Packet| {
+        let mut to = second.client;
+        to.set_port(port);
+        packet.to(to)
+    };
+    let answer = back(second.answer());
+    node.leaves(POD1, &answer).becomes(Outcome::ReplyFirst, &answer.clone().from(second.vip).to(second.client));
+    let further = second.talk();
+    node.arrives(POD1, &further).becomes(Outcome::Request, &further.clone().from_port(port).to(endpoint));
+    let reply = back(second.reply());
+    node.leaves(POD1, &reply).becomes(Outcome::Reply, &reply.clone().from(second.vip).to(second.client));
+    first.goes_on(&node);
+}
+
+fn one_client_port_to_two_services_gets_two_endpoints_where_there_are_two(wire: Wire) {
+    let (first, mut second) = two(wire);
+    let (taken, spare) = (first.endpoint, wire.at(world::remote2, TARGET));
+    let both = other(wire).elsewhere(taken.ip()).elsewhere(spare.ip());
+    let node = Node::serving(&[&web(wire).elsewhere(taken.ip()), &both]);
+    second.endpoint = spare;
+    for port in 40_000..40_016 {
+        let (first, second) = (first.from_port(port), second.from_port(port));
+        first.is_opened(&node);
+        second.is_opened(&node);
+        second.goes_on(&node);
+        first.goes_on(&node);
+    }
+}
+
+pub(crate) fn a_direct_packet_on_a_services_tuple_gets_another_port(wire: Wire) {
+    let talk = Talk::to(wire, wire.at(world::remote, TARGET));
+    let node = Node::serving(&[&web(wire).elsewhere(talk.endpoint.ip())]);
+    talk.is_opened(&node);
+    let direct = at(POD1, wire.opening(talk.client, talk.endpoint));
+    let ran = node.arrives(POD1, &direct);
+    let port = ran.source().port();
+    assert_ne!(port, talk.client.port(), "the endpoint would take it for the Service's");
+    ran.becomes(Outcome::DirectRewritten, &direct.clone().from_port(port));
+    node.arrives(POD1, &direct).becomes(Outcome::DirectRewritten, &direct.clone().from_port(port));
+    let mut elsewhere = talk.client;
+    elsewhere.set_port(port);
+    let answer = out_of(POD1, wire.answer(talk.endpoint, elsewhere));
+    node.leaves(POD1, &answer).becomes(Outcome::ReplyFirst, &answer.clone().to(talk.client));
+    let further = at(POD1, wire.talk(talk.client, talk.endpoint));
+    node.arrives(POD1, &further).becomes(Outcome::DirectRewritten, &further.clone().from_port(port));
+    let reply = out_of(POD1, wire.talk(talk.endpoint, elsewhere));
+    node.leaves(POD1, &reply).becomes(Outcome::Reply, &reply.clone().to(talk.client));
+    talk.goes_on(&node);
+}
+
+fn a_direct_packet_on_a_tuple_of_its_own_is_left_alone(wire: Wire) {
+    let talk = Talk::to(wire, wire.at(world::remote, TARGET));
+    let node = Node::serving(&[&web(wire).elsewhere(talk.endpoint.ip())]);
+    talk.is_opened(&node);
+    let alone = talk.from_port(40_001);
+    node.arrives(POD1, &at(POD1, wire.opening(alone.client, alone.endpoint))).is_left_alone();
+    node.leaves(POD1, &out_of(POD1, wire.answer(alone.endpoint, alone.client))).is_left_alone();
+    assert_eq!((node.maps.count(Table::HalfOpen), node.maps.count(Table::Confirmed)), (0, 2));
+}
+
+fn a_segment_in_mid_stream_to_an_endpoint_itself_is_left_alone(family: IpFamily) {
+    let wire = Wire { family, protocol: Protocol::Tcp };
+    let talk = Talk::to(wire, wire.at(world::remote, TARGET));
+    let node = Node::serving(&[&web(wire).elsewhere(talk.endpoint.ip())]);
+    talk.is_opened(&node);
+    for flags in [ACK | PSH, RST, FIN | ACK] {
+        node.arrives(POD1, &talk.segment(flags).to(talk.endpoint)).is_left_alone();
+    }
+}
+
+fn the_tuple_of_a_closed_connection_is_free(family: IpFamily) {
+    let wire = Wire { family, protocol: Protocol::Tcp };
+    let (first, second) = two(wire);
+    let endpoint = first.endpoint.ip();
+    let node = Node::serving(&[&web(wire).elsewhere(endpoint), &other(wire).elsewhere(endpoint)]);
+    first.is_opened(&node);
+    first.goes(&node, Outcome::Request, &first.segment(FIN | ACK));
+    first.comes(&node, Outcome::Reply, &first.segment_back(FIN | ACK));
+    second.is_opened(&node);
+    second.goes_on(&node);
+    assert_eq!(node.maps.count(Table::Confirmed), 2, "the closed pair is gone:\n{}", node.maps.describe());
+}
+
+/// Every port that could replace the client's is a live flow's.
+fn take_every_spare_port<F: Family>(node: &mut Node, talk: &Talk) {
+    let (key, flow) = node.maps.flows::<F>(Table::HalfOpen).remove(0);
+    let mut held = flow;
+    held.sport = PORT + 1;
+    for dport in 61_000..=65_535 {
+        assert_ne!(dport, talk.client.port());
+        node.maps.put_flow(Table::HalfOpen, &FlowKey { dport, ..key }, &Flow { dport, ..held });
+    }
+    // The tuple itself as well.
+    node.maps.put_flow(Table::HalfOpen, &key, &held);
+    assert_eq!(key.dir, Direction::Out as u8);
+}
+
+pub(crate) fn when_every_tuple_is_taken_the_packet_is_dropped(wire: Wire) {
+    let talk = Talk::to(wire, wire.at(world::remote, TARGET));
+    let settings = fairlead_tests::packet::Settings { half_open: 16_384, ..Default::default() };
+    let mut node = Node::start_with(settings);
+    node.apply(&web(wire).elsewhere(talk.endpoint.ip()));
+    node.come_to_rest();
+    talk.goes(&node, Outcome::RequestNew, &talk.opening());
+    match wire.family {
+        IpFamily::V4 => take_every_spare_port::<V4>(&mut node, &talk),
+        IpFamily::V6 => take_every_spare_port::<V6>(&mut node, &talk),
+    }
+    node.arrives(POD1, &talk.opening()).is_dropped(Outcome::DropTupleClash);
+}

@@ -11,6 +11,7 @@ use fairlead_lab::{
     Lab, Namespace,
     agent::{READY_LINE, find_binary, mount_bpf_fs},
     manifest::NODE_NAME,
+    netns,
     server::wait_until,
 };
 use nix::{
@@ -109,9 +110,8 @@ impl Drop for Agent {
             eprintln!("the agent did not end within 5 s of SIGTERM; its log ends with:\n{}", self.log_tail());
         }
         let mut cleanup = self.node.command(&self.binary);
-        let cleaned = cleanup.arg("cleanup").arg("--pin-path").arg(&self.pins).stdin(Stdio::null()).output();
-        if !cleaned.is_ok_and(|output| output.status.success()) {
-            eprintln!("`fairlead cleanup` failed on {}", self.pins.display());
+        if let Err(error) = netns::run(cleanup.arg("cleanup").arg("--pin-path").arg(&self.pins)) {
+            eprintln!("{error:#}");
         }
     }
 }

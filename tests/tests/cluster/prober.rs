@@ -113,7 +113,7 @@ fn probe(to: SocketAddr, stop: &AtomicBool, sink: &Shared) {
         socket.set_nonblocking(true).unwrap();
         let (nonce, asked) = (fresh_nonce(), Instant::now());
         // Not reachable yet is what a prober is for.
-        if socket.connect(to).and_then(|()| socket.send(&wire::request(nonce))).is_ok() {
+        if socket.connect(to).and_then(|()| socket.send(&wire::request(nonce, 0, 0))).is_ok() {
             open.push_back(Question { socket, nonce, asked });
         }
         next += PERIOD;

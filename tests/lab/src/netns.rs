@@ -134,7 +134,9 @@ pub fn run(command: &mut Command) -> Result<String> {
         .output()
         .with_context(|| format!("cannot run {shown}: is {:?} installed?", command.get_program()))?;
     if !output.status.success() {
-        bail!("{shown} failed ({}): {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+        // Some complain on one, some on the other.
+        let complaint = [output.stderr, output.stdout].concat();
+        bail!("{shown} failed ({}): {}", output.status, String::from_utf8_lossy(&complaint).trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -116,6 +116,9 @@ impl Pod {
 pub const UPLINK: &str = "eth0";
 /// The bridge of [`Shape::Bridge`].
 pub const BRIDGE: &str = "cni0";
+/// The bridge's own MAC address. Left to itself a bridge takes the lowest of its ports', which changes as pods come and
+/// go and makes the pods' neighbour entries wrong; CNI plugins set one for that reason.
+const BRIDGE_MAC: &str = "0a:58:0a:f4:01:01";
 /// Prefixes: pods of this node.
 pub const POD_CIDRS: [&str; 2] = ["10.244.1.0/24", "fd00:10:244:1::/64"];
 /// Prefixes: Services.
@@ -287,7 +290,7 @@ impl Lab {
         );
         if let Shape::Bridge { br_netfilter } = self.config.shape {
             lines += &format!(
-                "link add name {BRIDGE} type bridge forward_delay 0\nlink set {BRIDGE} up\n\
+                "link add name {BRIDGE} address {BRIDGE_MAC} type bridge forward_delay 0\nlink set {BRIDGE} up\n\
                  addr add 10.244.1.1/24 dev {BRIDGE}\naddr add fd00:10:244:1::1/64 dev {BRIDGE} nodad\n"
             );
             let value = if br_netfilter { "1" } else { "0" };

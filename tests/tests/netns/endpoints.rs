@@ -14,6 +14,7 @@ matrix! {
     a_udp_socket_moves_when_its_endpoint_goes,
     a_udp_socket_is_refused_when_the_last_endpoint_goes,
     an_established_connection_outlives_endpoint_service_and_agent,
+    services_work_without_the_agent_and_the_next_one_catches_up,
 }
 
 /// "At once": a write of the file, its event, one change of the maps, on a loaded machine.
@@ -113,4 +114,33 @@ fn an_established_connection_outlives_endpoint_service_and_agent(
     still("without an agent")?;
     agent.restart(&cluster.lab)?;
     still("after the agent's restart")
+}
+
+/// What is in the kernel serves without anyone; a crash loses nothing, and changes of the meantime are found.
+fn services_work_without_the_agent_and_the_next_one_catches_up(cluster: &Cluster, combo: Combo) -> Result<()> {
+    let Combo { v6, proto } = combo;
+    if proto == Proto::Udp {
+        return Ok(());
+    }
+    let (changed, deleted, client) = (cluster.service("changed"), cluster.service("deleted"), &cluster.lab.client.ns);
+    let (to_changed, to_deleted) = (Ask::new(proto, changed.vip(v6)), Ask::new(proto, deleted.vip(v6)));
+    changed.serve(&changed.pods(&[0]), client, to_changed)?;
+    deleted.serve(&deleted.pods(&[0]), client, to_deleted)?;
+    let mut agent = cluster.agent.lock().unwrap_or_else(PoisonError::into_inner);
+    agent.kill();
+    for ask in [to_changed, to_deleted] {
+        ensure!(crate::cell::answered(client, ask)?.server == "pod-a", "without an agent");
+    }
+    changed.endpoints(&changed.pods(&[1]))?;
+    deleted.delete()?;
+    let created = cluster.service("created");
+    cluster.manifests.apply(&created.spec, &created.pods(&[2]))?;
+    agent.restart(&cluster.lab)?;
+    // No waiting: the agent says that it is in step only when it is.
+    let server = |ask: Ask| crate::cell::answered(client, ask).map(|answer| answer.server);
+    ensure!(server(to_changed)? == "pod-b", "an endpoint changed in the meantime was not seen");
+    ensure!(server(Ask::new(proto, created.vip(v6)))? == "pod-c", "a Service of the meantime was not seen");
+    let gone = to_deleted.timeout(Duration::from_millis(100)).once(client)?;
+    ensure!(gone.outcome.answer().is_none(), "a Service that was deleted in the meantime still answers: {gone}");
+    Ok(())
 }

@@ -15,14 +15,16 @@ use crate::cell::{Cell, Cluster, answered, eventually};
 const TCX: [u32; 2] = [46, 47];
 
 /// bpf(2) with an attribute block of 32-bit words.
-fn bpf(command: libc::c_int, words: &mut [u32; 36]) -> io::Result<OwnedFd> {
+fn bpf(command: libc::c_int, words: &mut [u32; 36]) -> io::Result<i32> {
     // SAFETY: the block is as long as stated, and the pointers in it are to live memory of the caller.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, words.as_mut_ptr(), size_of_val(words)) };
-    match i32::try_from(result) {
-        // SAFETY: the commands used here return a new descriptor.
-        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        _ => Err(io::Error::last_os_error()),
-    }
+    i32::try_from(result).ok().filter(|&result| result >= 0).ok_or_else(io::Error::last_os_error)
+}
+
+/// A command that returns a new descriptor.
+fn descriptor(command: libc::c_int, words: &mut [u32; 36]) -> io::Result<OwnedFd> {
+    // SAFETY: the kernel has just given it to us.
+    bpf(command, words).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn split(pointer: *const u8) -> [u32; 2] {
@@ -42,7 +44,16 @@ fn program(verdict: i32) -> io::Result<OwnedFd> {
     words[1] = 2; // instructions
     words[2..4].copy_from_slice(&split(code.as_ptr()));
     words[4..6].copy_from_slice(&split(license.as_ptr().cast()));
-    bpf(5, &mut words) // BPF_PROG_LOAD
+    descriptor(5, &mut words) // BPF_PROG_LOAD
+}
+
+/// Pins a program, for `tc` to find.
+fn pin(program: &OwnedFd, path: &std::path::Path) -> io::Result<()> {
+    let name = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())?;
+    let mut words = [0u32; 36];
+    words[0..2].copy_from_slice(&split(name.as_ptr().cast()));
+    words[2] = program.as_raw_fd() as u32;
+    bpf(6, &mut words).map(drop) // BPF_OBJ_PIN
 }
 
 /// A tcx link to a device of the namespace.
@@ -52,7 +63,7 @@ fn attach(ns: &Namespace, device: &str, program: &OwnedFd, hook: u32) -> io::Res
         words[0] = program.as_raw_fd() as u32;
         words[1] = nix::net::if_::if_nametoindex(device)?;
         words[2] = hook;
-        bpf(28, &mut words) // BPF_LINK_CREATE
+        descriptor(28, &mut words) // BPF_LINK_CREATE
     })
     .expect("the namespace is there")
 }
@@ -93,14 +104,14 @@ fn a_foreign_clsact_filter_keeps_its_say_and_outlives_us() {
     service.serve(&service.pods(&[0]), &client.ns, ask).unwrap();
     // The qdisc may be there already: the agent's, or the kernel's own.
     node.output("tc", &["qdisc", "add", "dev", device, "clsact"]).ok();
-    let filter = |action: &str, hook: &str| {
-        node.output(
-            "tc",
-            &["filter", action, "dev", device, hook, "prio", "77", "protocol", "all", "matchall", "action", "drop"],
-        )
+    let pinned = fairlead_lab::janitor::BPF_FS.to_owned() + "/" + &cluster.lab.id + "-foreign";
+    pin(&program(DROP).unwrap(), pinned.as_ref()).unwrap();
+    let add = |hook: &str| {
+        let place = ["filter", "add", "dev", device, hook, "prio", "77", "protocol", "all"];
+        node.output("tc", &[&place[..], &["bpf", "direct-action", "object-pinned", &pinned]].concat())
     };
     for hook in ["ingress", "egress"] {
-        filter("add", hook).unwrap();
+        add(hook).unwrap();
         assert_eq!(ask.once(&client.ns).unwrap().outcome, Outcome::Timeout, "{hook}: the foreign filter was passed by");
         {
             let mut agent = cluster.agent.lock().unwrap_or_else(PoisonError::into_inner);
@@ -116,4 +127,5 @@ fn a_foreign_clsact_filter_keeps_its_say_and_outlives_us() {
         node.output("tc", &["filter", "del", "dev", device, hook, "prio", "77"]).unwrap();
         eventually("an answer without the foreign filter", &client.ns, ask, |a| a.outcome.answer().is_some()).unwrap();
     }
+    std::fs::remove_file(pinned).unwrap();
 }

@@ -48,4 +48,6 @@ mod payload;
 #[cfg(test)]
 mod reject;
 #[cfg(test)]
+mod restart;
+#[cfg(test)]
 mod tuples;

@@ -35,7 +35,7 @@ fn packets_carry_right_checksums_without_offload(cluster: &Cluster, Combo { v6, 
 
 /// Segments of up to 64 kB pass the programs in one piece, and are cut behind them.
 fn large_transfers_arrive_whole(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
-    const SIZE: usize = 4 << 20;
+    const SIZE: usize = 1 << 20;
     if proto == Proto::Udp {
         return Ok(());
     }

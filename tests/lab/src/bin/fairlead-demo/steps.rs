@@ -175,30 +175,25 @@ fn refused(screen: &Screen, cluster: &mut Cluster) -> Result<String> {
     Ok(format!("refused in every case, within {}", millis(slowest)))
 }
 
-/// Lines that are shown of each dump.
-const SHOWN: usize = 30;
-
 fn maps(screen: &Screen, cluster: &mut Cluster) -> Result<String> {
-    let maps = ["SERVICES_V4", "SLOTS_V4", "FLOWS_V6"];
+    let maps = ["SERVICES_V4", "SLOTS_V4", "FLOWS_V4"];
     for name in maps {
         let pin = find(&cluster.agent.pin_path, name)
             .with_context(|| format!("no pin called {name} under {}", cluster.agent.pin_path.display()))?;
         let path = pin.to_string_lossy().into_owned();
-        screen.saw(&format!("# bpftool map dump pinned {path} | head -{SHOWN}"));
-        let dump = head(&["map", "dump", "pinned", &path])?;
-        ensure!(
-            dump.contains("\"key\"") && dump.contains("\"octets\""),
-            "{name} is not shown with named fields:\n{dump}"
-        );
-        screen.note(&dump);
+        screen.saw(&format!("# bpftool map dump pinned {path}     (the first entry)"));
+        let entry = first_entry(&["map", "dump", "pinned", &path])?;
+        let named = ["\"key\"", "\"value\"", "\"octets\"", "\"flags\""].iter().all(|field| entry.contains(field));
+        ensure!(named, "{name} is not shown with named fields:\n{entry}");
+        screen.note(&entry);
     }
     screen.saw("# fairlead services");
     screen.note(cluster.agent.fairlead(&["services"])?.trim_end());
     Ok(format!("named fields in {}", maps.join(", ")))
 }
 
-/// The first lines that bpftool writes; the maps hold more than anyone reads.
-fn head(args: &[&str]) -> Result<String> {
+/// The first entry that bpftool writes; the maps hold more than anyone reads.
+fn first_entry(args: &[&str]) -> Result<String> {
     let mut child = Command::new("bpftool")
         .args(args)
         .stdout(Stdio::piped())
@@ -206,13 +201,21 @@ fn head(args: &[&str]) -> Result<String> {
         .spawn()
         .context("cannot run bpftool, which shows what the maps hold; `./x setup` installs it")?;
     let stdout = child.stdout.take().context("a pipe was asked for")?;
-    let lines =
-        BufReader::new(stdout).lines().take(SHOWN).collect::<Result<Vec<_>, _>>().context("reading from bpftool")?;
+    let mut shown = String::new();
+    for line in BufReader::new(stdout).lines() {
+        let line = line.context("reading from bpftool")?;
+        if line.trim() == "},{" {
+            shown += "    }, …";
+            break;
+        }
+        shown += &line;
+        shown.push('\n');
+    }
     // The pipe is closed by now: bpftool stops where nobody reads on.
     child.kill().ok();
     let complaint = child.wait_with_output().context("waiting for bpftool")?.stderr;
-    ensure!(!lines.is_empty(), "bpftool {}: {}", args.join(" "), String::from_utf8_lossy(&complaint).trim());
-    Ok(lines.join("\n"))
+    ensure!(!shown.is_empty(), "bpftool {}: {}", args.join(" "), String::from_utf8_lossy(&complaint).trim());
+    Ok(shown)
 }
 
 /// A pin of this name below a directory, however the pins are arranged.

@@ -16,12 +16,13 @@ mod tier;
 
 use libtest::Counts;
 use report::{Row, Status};
+pub(crate) use tier::TARGETS;
 use tier::Tier;
 
 /// Runs the tiers of tests that can run here, and says of each other one why it cannot.
 #[derive(ClapArgs, Debug, Default)]
 pub(crate) struct Args {
-    /// Which tiers; all, where none is named.
+    /// Which tiers; where none is named, all but the mutants, which take minutes.
     #[arg(value_enum)]
     tiers: Vec<Tier>,
     /// Tiers that must run: one that cannot run here fails.
@@ -39,8 +40,9 @@ impl Args {
     }
 
     fn selected(&self) -> Vec<Tier> {
-        let named = |tier: &Tier| self.tiers.is_empty() || self.tiers.contains(tier) || self.require.contains(tier);
-        Tier::ALL.into_iter().filter(named).collect()
+        let default = |tier: Tier| self.tiers.is_empty() && (tier.by_default() || machine::is_ci());
+        let named = |tier: Tier| self.tiers.contains(&tier) || self.require.contains(&tier);
+        Tier::ALL.into_iter().filter(|&tier| default(tier) || named(tier)).collect()
     }
 
     fn requires(&self, tier: Tier) -> bool {
@@ -146,8 +148,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_a_name_every_tier_is_selected() {
-        assert_eq!(Args::default().selected(), Tier::ALL);
+    fn without_a_name_every_tier_but_the_slowest_is_selected() {
+        let selected = Args::default().selected();
+        assert!(Tier::ALL.into_iter().filter(|&tier| tier != Tier::Mutants).all(|tier| selected.contains(&tier)));
+        assert_eq!(selected.contains(&Tier::Mutants), machine::is_ci());
     }
 
     #[test]

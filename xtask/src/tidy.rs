@@ -18,7 +18,7 @@ use tree::Tree;
 /// A rule: what breaks it, one line each.
 type Rule = fn(&Tree) -> Vec<String>;
 
-const RULES: [Rule; 13] = [
+const RULES: [Rule; 14] = [
     manifest::lints_are_inherited,
     manifest::the_abi_depends_on_nothing,
     source::modules_say_what_they_hold,
@@ -28,6 +28,7 @@ const RULES: [Rule; 13] = [
     source::links_lead_somewhere,
     source::the_project_speaks_of_itself,
     reach::every_file_is_compiled,
+    reach::every_test_program_has_a_tier,
     boundary::the_core_is_pure,
     boundary::unsafe_is_confined,
     outcome::every_code_is_documented,

@@ -9,16 +9,30 @@ use crate::process::Cmd;
 use crate::setup::{self, Need};
 use crate::{machine, workspace};
 
+/// Every test program of the workspace and the tier that runs it; `tidy` finds one that stands in no tier.
+pub(crate) const TARGETS: [(Tier, &str); 8] = [
+    (Tier::Packet, "packets"),
+    (Tier::Packet, "object"),
+    (Tier::Packet, "lookups"),
+    (Tier::Scenario, "scenarios"),
+    (Tier::Netns, "direct"),
+    (Tier::Netns, "netns"),
+    (Tier::Cluster, "cluster"),
+    (Tier::Mutants, "mutants"),
+];
+
 /// Names an object that was built elsewhere; the agent's build script takes it.
 const PREBUILT: &str = "FAIRLEAD_PREBUILT_EBPF";
 
 /// A tier of tests, from the one that needs nothing to the one that needs most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Tier {
+pub(crate) enum Tier {
     /// Pure logic, layouts, checksums, parsers. Needs nothing.
     Unit,
     /// Byte-exact packets through the loaded programs. Needs BPF.
     Packet,
+    /// Objects with one fault each, which the packet tier must notice. Needs BPF, and minutes: runs by name and in CI.
+    Mutants,
     /// Manifests in, contents of maps out. Needs nothing; with BPF it takes real maps too.
     Scenario,
     /// Real sockets between network namespaces. Needs root.
@@ -30,18 +44,24 @@ pub(super) enum Tier {
 }
 
 impl Tier {
-    pub(super) const ALL: [Self; 6] =
-        [Self::Unit, Self::Packet, Self::Scenario, Self::Netns, Self::Cluster, Self::Kernels];
+    pub(super) const ALL: [Self; 7] =
+        [Self::Unit, Self::Packet, Self::Scenario, Self::Netns, Self::Cluster, Self::Mutants, Self::Kernels];
 
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Unit => "unit",
             Self::Packet => "packet",
+            Self::Mutants => "mutants",
             Self::Scenario => "scenario",
             Self::Netns => "netns",
             Self::Cluster => "cluster",
             Self::Kernels => "kernels",
         }
+    }
+
+    /// Does it run where no tier is named?
+    pub(super) const fn by_default(self) -> bool {
+        !matches!(self, Self::Mutants)
     }
 
     /// CI is root on a kernel that allows everything, with Go, but without other kernels.
@@ -53,7 +73,7 @@ impl Tier {
     pub(super) fn obstacle(self) -> Option<String> {
         match self {
             Self::Unit | Self::Scenario => None,
-            Self::Packet => object_missing().or_else(bpf_denied),
+            Self::Packet | Self::Mutants => object_missing().or_else(bpf_denied),
             Self::Netns => object_missing().or_else(bpf_denied).or_else(namespaces_denied),
             Self::Cluster => object_missing().or_else(bpf_denied).or_else(namespaces_denied).or_else(|| {
                 setup::go_missing()
@@ -64,6 +84,11 @@ impl Tier {
                     .to_owned(),
             ),
         }
+    }
+
+    /// Its test programs, as options of `cargo test`.
+    fn targets(self) -> Vec<&'static str> {
+        TARGETS.iter().filter(|(tier, _)| *tier == self).flat_map(|(_, name)| ["--test", *name]).collect()
     }
 
     /// The calls of cargo that run it. `filter` goes to the test programs.
@@ -84,11 +109,12 @@ impl Tier {
         match self {
             Self::Unit => vec![test(&["--lib", "--bins"], None), ebpf(), test(&["--doc"], None)],
             // Loading programs is mostly the verifier's time; more tests at once than processors gain nothing.
-            Self::Packet => vec![test(&["--test", "packets", "--test", "object"], None)],
-            Self::Scenario => vec![test(&["--test", "scenarios"], None)],
+            Self::Packet | Self::Scenario => vec![test(&self.targets(), None)],
+            // Each builds an object and runs a packet test on it.
+            Self::Mutants => vec![test(&self.targets(), Some(1))],
             // Cases measure times and share the machine's connection tracking: one at a time.
-            Self::Netns => vec![programs(), test(&["--test", "netns"], Some(1))],
-            Self::Cluster => vec![programs(), test(&["--test", "cluster"], Some(1))],
+            Self::Netns => vec![programs(), test(&self.targets(), Some(1))],
+            Self::Cluster => vec![programs(), test(&self.targets(), Some(1))],
             Self::Kernels => Vec::new(),
         }
     }
@@ -98,7 +124,7 @@ impl Tier {
         Duration::from_secs(match self {
             Self::Unit => 1800,
             Self::Packet | Self::Scenario => 900,
-            Self::Netns => 2400,
+            Self::Netns | Self::Mutants => 2400,
             Self::Cluster | Self::Kernels => 1500,
         })
     }
@@ -106,7 +132,7 @@ impl Tier {
 
 /// Sets up what the tiers need. What cannot be installed is told, and shows again as an obstacle of the tiers it concerns.
 pub(super) fn prepare(tiers: &[Tier]) -> Option<anyhow::Error> {
-    let run = tiers.iter().any(|tier| matches!(tier, Tier::Packet | Tier::Netns | Tier::Cluster));
+    let run = tiers.iter().any(|tier| matches!(tier, Tier::Packet | Tier::Netns | Tier::Cluster | Tier::Mutants));
     setup::ensure(if run { Need::Run } else { Need::Build }).err()
 }
 

@@ -3,13 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::tree::{File, Tree};
+use crate::test::TARGETS;
 
 pub(super) fn every_file_is_compiled(tree: &Tree) -> Vec<String> {
-    let folders: Vec<&str> = tree
-        .manifests()
-        .filter(|file| file.text.lines().any(|line| line.trim() == "[package]"))
-        .map(|file| file.path.strip_suffix("Cargo.toml").unwrap_or_default())
-        .collect();
+    let folders = packages(tree);
     // (file, is it the root of a program?)
     let mut queue: Vec<(&File, bool)> =
         tree.rust().filter(|file| is_program(tree, &folders, file)).map(|file| (file, true)).collect();
@@ -29,12 +26,37 @@ pub(super) fn every_file_is_compiled(tree: &Tree) -> Vec<String> {
         .collect()
 }
 
+/// A test program that no tier runs is compiled, and never run.
+pub(super) fn every_test_program_has_a_tier(tree: &Tree) -> Vec<String> {
+    let folders = packages(tree);
+    tree.rust()
+        .filter(|file| is_program(tree, &folders, file))
+        .filter_map(|file| {
+            let inner = &file.path[package_of(&folders, file)?.len()..];
+            let name = inner.strip_prefix("tests/")?;
+            Some((file, name.strip_suffix("/main.rs").or_else(|| name.strip_suffix(".rs"))?))
+        })
+        .filter(|(_, name)| !TARGETS.iter().any(|(_, target)| target == name))
+        .map(|(file, name)| format!("{}: no tier runs `{name}` (xtask/src/test/tier.rs lists them)", file.path))
+        .collect()
+}
+
+/// Folders of packages, each with its `/`.
+fn packages(tree: &Tree) -> Vec<&str> {
+    tree.manifests()
+        .filter(|file| file.text.lines().any(|line| line.trim() == "[package]"))
+        .map(|file| file.path.strip_suffix("Cargo.toml").unwrap_or_default())
+        .collect()
+}
+
+/// The folder of the package that a file belongs to: one below another takes its files with it.
+fn package_of<'a>(folders: &[&'a str], file: &File) -> Option<&'a str> {
+    folders.iter().copied().filter(|folder| file.path.starts_with(folder)).max_by_key(|folder| folder.len())
+}
+
 /// The files that cargo compiles by itself.
 fn is_program(tree: &Tree, folders: &[&str], file: &File) -> bool {
-    // A package below another one takes its files with it.
-    let Some(folder) = folders.iter().filter(|folder| file.path.starts_with(**folder)).max_by_key(|f| f.len()) else {
-        return false;
-    };
+    let Some(folder) = package_of(folders, file) else { return false };
     let inner = &file.path[folder.len()..];
     if matches!(inner, "build.rs" | "src/lib.rs" | "src/main.rs") {
         return true;
@@ -118,5 +140,19 @@ mod tests {
             ("tests/lab/src/x.rs", ""),
         ]);
         assert!(every_file_is_compiled(&tree).is_empty());
+    }
+
+    #[test]
+    fn a_test_program_without_a_tier_is_found() {
+        let tree = Tree::of(&[
+            ("tests/Cargo.toml", PACKAGE),
+            ("tests/tests/packets/main.rs", "mod flows;\n"),
+            ("tests/tests/packets/flows.rs", ""),
+            ("tests/tests/forgotten.rs", ""),
+            ("tests/tests/lost/main.rs", ""),
+        ]);
+        let broken = every_test_program_has_a_tier(&tree);
+        assert_eq!(broken.len(), 2, "{broken:?}");
+        assert!(broken[0].contains("`forgotten`") && broken[1].contains("`lost`"), "{broken:?}");
     }
 }

@@ -6,9 +6,16 @@
 //!
 //! `docs/benchmarks.md` explains the method.
 
+pub mod classes;
+pub mod counters;
+pub mod exchange;
+pub mod harness;
 pub mod path;
 pub mod plane;
+pub mod report;
 pub mod rows;
 pub mod sender;
 pub mod services;
+pub mod soak;
 pub mod stats;
+pub mod tally;

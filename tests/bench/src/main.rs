@@ -1,42 +1,79 @@
 //! `fairlead-bench`: what Fairlead costs on this machine. `docs/benchmarks.md` explains the figures.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{borrow::Cow, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result};
-use clap::Parser;
-use fairlead_bench::{
-    rows::{Bench, Effort, Row, Traffic},
-    sender,
-};
+use clap::{Args, Parser, Subcommand};
+use fairlead_bench::{exchange, report, rows::Effort, sender, soak};
+use proxy_agent::dataplane::load::OBJECT;
 
 /// Measures what Fairlead costs on this machine.
 ///
-/// Ratios are those of the same path with and without the programs, taken by turns on one core.
+/// Without a command: the ratios of the same path with and without the programs, taken by turns on one core, and
+/// nanoseconds and look-ups of each class of packet.
 #[derive(Debug, Parser)]
 #[command(name = "fairlead-bench", version)]
-struct Args {
-    /// Fail where a bound is missed for certain: its 95 % interval lies wholly above.
+struct Cli {
+    #[command(flatten)]
+    run: RunArgs,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// Fail where a bound is missed for certain: its 95 % interval lies wholly above
     #[arg(long)]
     check: bool,
-    /// Also write the results to this file.
+    /// Also write the results to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Interleaved rounds per row.
+    /// Interleaved rounds per row
     #[arg(long, value_name = "N", default_value_t = 15, value_parser = clap::value_parser!(u16).range(11..))]
     rounds: u16,
-    /// Length of a slice, milliseconds.
+    /// Length of a slice, milliseconds
     #[arg(long, value_name = "MS", default_value_t = 200, value_parser = clap::value_parser!(u64).range(20..))]
     slice: u64,
-    /// Services loaded in the larger of the two loaded states.
+    /// Services loaded in the larger of the two loaded states
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(3..=20_000))]
     services: u32,
-    /// The core that does all the work; by default the last one.
-    #[arg(long, value_name = "CPU")]
+    /// Measure this object in place of the agent's own programs; look-ups are those of the sources
+    #[arg(long, value_name = "FILE", global = true)]
+    object: Option<PathBuf>,
+    /// The core that does all the work; by default the last one
+    #[arg(long, value_name = "CPU", global = true)]
     core: Option<usize>,
 }
 
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Only nanoseconds and look-ups of each class of packet
+    Classes,
+    /// Idle connections beside a flood of new flows of two packets each
+    Soak {
+        /// New flows
+        #[arg(long, value_name = "N", default_value_t = 5_000_000)]
+        flows: u32,
+        /// New flows per second; 0: as many as go
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        rate: u32,
+        /// Idle connections
+        #[arg(long, value_name = "N", default_value_t = 1_000)]
+        idle: usize,
+        /// What the flows are made of
+        #[arg(long, value_enum, default_value_t = soak::Flood::Unanswered)]
+        flood: soak::Flood,
+    },
+    /// The programs exchanged under traffic, by restarts of the agent
+    Exchange {
+        /// Number of exchanges
+        #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+        times: u32,
+    },
+}
+
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
+    match run(&Cli::parse()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
@@ -46,31 +83,43 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: &Args) -> Result<bool> {
-    let effort =
-        Effort { rounds: usize::from(args.rounds), slice: Duration::from_millis(args.slice), many: args.services };
-    let mut bench = Bench::new(effort)?;
-    let cores = std::thread::available_parallelism().context("number of cores")?.get();
-    sender::pin_to(args.core.unwrap_or(cores - 1))?;
-    println!(
-        "{:<32} {:>6} {:>6} {:>6}  {:<20}  {:<20}  {:<20}",
-        "ns per packet, one core", "none", "few", "many", "few ÷ none", "many ÷ none", "many ÷ few"
-    );
-    let mut rows: Vec<Row> = Vec::new();
-    for traffic in Traffic::ALL {
-        for v6 in [false, true] {
-            let row = bench.row(traffic, v6)?;
-            println!("{row}");
-            rows.push(row);
+fn run(cli: &Cli) -> Result<bool> {
+    match cli.command {
+        Some(Command::Soak { flows, rate, idle, flood }) => {
+            let seen = soak::run(soak::Plan { idle, flows, rate, flood })?;
+            println!("{seen}");
+            Ok(seen.holds())
+        }
+        Some(Command::Exchange { times }) => {
+            let seen = exchange::run(times)?;
+            println!("{seen}");
+            Ok(seen.holds())
+        }
+        Some(Command::Classes) => {
+            pin(&cli.run)?;
+            report::classes(&object(&cli.run)?).map(|_| true)
+        }
+        None => {
+            pin(&cli.run)?;
+            let (rounds, slice) = (usize::from(cli.run.rounds), Duration::from_millis(cli.run.slice));
+            let effort = Effort { rounds, slice, many: cli.run.services };
+            let missed = report::all(&object(&cli.run)?, effort, cli.run.json.as_deref())?;
+            Ok(missed.is_empty() || !cli.run.check)
         }
     }
-    if let Some(file) = &args.json {
-        let text = serde_json::to_string_pretty(&rows).context("writing JSON")?;
-        std::fs::write(file, text + "\n").with_context(|| format!("cannot write {}", file.display()))?;
-    }
-    let missed: Vec<_> = rows.iter().flat_map(Row::misses).collect();
-    for miss in &missed {
-        println!("falls short: {miss}");
-    }
-    Ok(missed.is_empty() || !args.check)
+}
+
+/// Everything that is measured takes place on one core.
+fn pin(args: &RunArgs) -> Result<()> {
+    let core = match args.core {
+        Some(core) => core,
+        None => std::thread::available_parallelism().context("cannot count the cores")?.get() - 1,
+    };
+    sender::pin_to(core)
+}
+
+/// The programs that are measured.
+fn object(args: &RunArgs) -> Result<Cow<'static, [u8]>> {
+    let Some(file) = &args.object else { return Ok(Cow::Borrowed(OBJECT)) };
+    std::fs::read(file).map(Cow::Owned).with_context(|| format!("cannot read --object {}", file.display()))
 }

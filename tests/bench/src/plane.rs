@@ -1,10 +1,11 @@
 //! A data plane of the agent's own making: its object, loaded and filled by its planner, attached and detached here.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
 use aya::{
-    maps::{HashMap, Map, MapData, PerCpuArray},
+    Ebpf, EbpfLoader,
+    maps::{Array, HashMap, Map, MapData, ProgramArray},
     programs::{
         LinkOrder, SchedClassifier, TcAttachType,
         tc::{SchedClassifierLinkId, TcAttachOptions},
@@ -16,19 +17,22 @@ use proxy_agent::{
     dataplane::{
         Change, Dataplane,
         bpf::{Access, BpfDataplane},
-        load::{self, EGRESS_STUB, INGRESS_STUB, Programs},
+        load::{self, EGRESS_STUB, INGRESS_STUB},
         pin::PinRoot,
-        probe,
+        probe, sys,
     },
     diff::Ledger,
     plan,
 };
 use proxy_common::{
-    CODES, Outcome,
-    abi::{Config, Device, Role, sizes},
+    ABI_VERSION,
+    abi::{Config, Device, Role, program as slot, sizes},
 };
 
-use crate::services::{self, Plan};
+use crate::{
+    counters::Counters,
+    services::{self, Plan},
+};
 
 /// The defaults of `fairlead run`.
 pub const SIZES: Sizes = Sizes {
@@ -61,40 +65,32 @@ pub struct Port {
     pub source: (Option<IpAddr>, Option<IpAddr>),
 }
 
+/// The loopback device, which plays the device of packets that never leave a test run.
+pub const fn loopback() -> Port {
+    Port { name: String::new(), ifindex: 1, mac: [0; 6], role: Role::Uplink, source: (None, None) }
+}
+
 /// Loaded programs and filled maps.
 pub struct Plane {
-    programs: Programs,
+    ebpf: Ebpf,
     pins: PinRoot,
     node: Namespace,
     devices: Vec<Port>,
     links: Vec<(&'static str, SchedClassifierLinkId)>,
-    stats: PerCpuArray<MapData, u64>,
+    counters: Counters,
 }
 
 impl Plane {
-    /// Loads the programs, pins below `pins`, fills the maps; nothing is attached yet.
-    pub fn new(node: &Namespace, devices: &[Port], pins: PathBuf, plan: &Plan) -> Result<Self> {
+    /// Loads the programs of an object, pins its maps, fills them; nothing is attached yet.
+    pub fn new(object: &[u8], node: &Namespace, devices: &[Port], pins: PathBuf, plan: &Plan) -> Result<Self> {
         mount_bpf_fs()?;
         let pins = PinRoot::new(pins)?;
-        let features = node.run(probe::features)?.context("cannot find out what this kernel can do")?;
-        anyhow::ensure!(features.tcx, "the bench attaches and detaches by tcx links, which this kernel lacks (6.6)");
-        let options = load::Options {
-            pins: &pins,
-            sizes: &SIZES,
-            ipv6: true,
-            features,
-            kube_proxy: false,
-            half_open_secs: Config::NEW_TIMEOUT_SECS,
-            // What a reject costs, not how often it is allowed.
-            rejects_per_sec: u32::MAX,
-        };
         pins.prepare()?;
-        let programs = load::load(&options).context("cannot load the programs")?;
+        let ebpf = load(object, &pins)?;
         fill(&pins, plan)?;
         write_devices(&pins, devices)?;
-        let stats = MapData::from_pin(pins.map("STATS")).context("cannot open STATS")?;
-        let stats = PerCpuArray::try_from(Map::PerCpuArray(stats)).context("STATS is no per-CPU array of u64")?;
-        Ok(Self { programs, pins, node: node.clone(), devices: devices.to_vec(), links: Vec::new(), stats })
+        let counters = Counters::open(&pins)?;
+        Ok(Self { ebpf, pins, node: node.clone(), devices: devices.to_vec(), links: Vec::new(), counters })
     }
 
     /// Where its maps are pinned.
@@ -102,15 +98,15 @@ impl Plane {
         &self.pins
     }
 
-    /// The stub at ingress or egress.
-    pub fn stub(&mut self, egress: bool) -> Result<&mut SchedClassifier> {
-        Ok(self.programs.stub(if egress { EGRESS_STUB } else { INGRESS_STUB })?)
+    /// A map that is not pinned, because only some builds have it.
+    pub fn take_map(&mut self, name: &str) -> Option<Map> {
+        self.ebpf.take_map(name)
     }
 
     /// Attaches both stubs to every device, as the agent does: first at ingress, last at egress.
     pub fn attach(&mut self) -> Result<()> {
         let node = self.node.clone();
-        let (programs, devices, links) = (&mut self.programs, &self.devices, &mut self.links);
+        let (ebpf, devices, links) = (&mut self.ebpf, &self.devices, &mut self.links);
         node.run(move || {
             for port in devices {
                 for (name, hook, order) in [
@@ -118,8 +114,7 @@ impl Plane {
                     (EGRESS_STUB, TcAttachType::Egress, LinkOrder::last()),
                 ] {
                     let options = TcAttachOptions::TcxOrder(order);
-                    let link = programs
-                        .stub(name)?
+                    let link = program(ebpf, name)?
                         .attach_with_options(&port.name, hook, options)
                         .with_context(|| format!("cannot attach {name} to {}", port.name))?;
                     links.push((name, link));
@@ -132,20 +127,14 @@ impl Plane {
     /// Detaches everything.
     pub fn detach(&mut self) -> Result<()> {
         for (name, link) in self.links.drain(..) {
-            self.programs.stub(name)?.detach(link).with_context(|| format!("cannot detach {name}"))?;
+            program(&mut self.ebpf, name)?.detach(link).with_context(|| format!("cannot detach {name}"))?;
         }
         Ok(())
     }
 
-    /// Packets so far, by outcome.
-    pub fn outcomes(&self) -> Result<BTreeMap<Outcome, u64>> {
-        (0..CODES)
-            .filter_map(Outcome::from_code)
-            .map(|outcome| {
-                let values = self.stats.get(&(outcome as u32), 0).context("cannot read STATS")?;
-                Ok((outcome, values.iter().sum()))
-            })
-            .collect()
+    /// What its programs counted.
+    pub const fn counters(&self) -> &Counters {
+        &self.counters
     }
 }
 
@@ -160,6 +149,41 @@ impl Drop for Plane {
         self.detach().ok();
         std::fs::remove_dir_all(self.pins.path()).ok();
     }
+}
+
+/// Loads maps and programs as the agent does, but from any object.
+fn load(object: &[u8], pins: &PinRoot) -> Result<Ebpf> {
+    sys::raise_memlock().context("cannot raise the limit on locked memory")?;
+    let features = probe::features().context("cannot find out what this kernel can do")?;
+    anyhow::ensure!(features.tcx, "the bench attaches and detaches by tcx links, which this kernel lacks (6.6)");
+    let shapes = load::sized_shapes(&SIZES, true)?;
+    let mut loader = EbpfLoader::new();
+    for (name, shape) in &shapes {
+        loader.map_max_entries(name, shape.max_entries);
+        loader.map_pin_path(name, pins.map(name));
+    }
+    let mut ebpf = loader.load(object).context("cannot create the maps")?;
+    let mut config: Array<_, Config> = ebpf.map_mut("CONFIG").context("no map CONFIG")?.try_into()?;
+    let mut settings = config.get(&0, 0)?;
+    // One seed for all runs: the same flows choose the same endpoints.
+    (settings.abi_version, settings.seed, settings.flags) = (ABI_VERSION, 1, features.flags());
+    settings.new_timeout_secs = Config::NEW_TIMEOUT_SECS;
+    // What a reject costs, not how often it is allowed.
+    settings.reject_per_sec = u32::MAX;
+    config.set(0, settings, 0)?;
+    for name in ["ingress", "egress", INGRESS_STUB, EGRESS_STUB] {
+        program(&mut ebpf, name)?.load().with_context(|| format!("cannot load program {name}"))?;
+    }
+    let mut slots: ProgramArray<_> = ebpf.take_map("PROGRAMS").context("no map PROGRAMS")?.try_into()?;
+    for (name, slot) in [("ingress", slot::INGRESS), ("egress", slot::EGRESS)] {
+        slots.set(slot, program(&mut ebpf, name)?.fd()?, 0)?;
+    }
+    Ok(ebpf)
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    let program = ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?;
+    Ok(program.try_into()?)
 }
 
 /// Fills the maps with what the planner wants.

@@ -1,7 +1,6 @@
 //! The rows of the table of ratios.
 
 use std::{
-    collections::BTreeMap,
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
@@ -12,6 +11,7 @@ use proxy_common::Outcome;
 use serde::Serialize;
 
 use crate::{
+    counters::Counters,
     path::Path,
     plane::Plane,
     sender::{Sender, Slice},
@@ -177,12 +177,12 @@ pub struct Bench {
 
 impl Bench {
     /// Builds the path, loads and fills both sets.
-    pub fn new(effort: Effort) -> Result<Self> {
+    pub fn new(object: &[u8], effort: Effort) -> Result<Self> {
         let path = Path::new()?;
         let devices = path.devices()?;
         let pins = |name: &str| path.lab.pin_path().with_file_name(format!("{}-{name}", path.lab.id));
-        let few = Plane::new(&path.lab.node.ns, &devices, pins("few"), &path.plan(2))?;
-        let many = Plane::new(&path.lab.node.ns, &devices, pins("many"), &path.plan(effort.many))?;
+        let few = Plane::new(object, &path.lab.node.ns, &devices, pins("few"), &path.plan(2))?;
+        let many = Plane::new(object, &path.lab.node.ns, &devices, pins("many"), &path.plan(effort.many))?;
         Ok(Self { path, few, many, effort, state: State::Bare })
     }
 
@@ -201,11 +201,12 @@ impl Bench {
         Ok(())
     }
 
-    fn outcomes(&self) -> Result<BTreeMap<Outcome, u64>> {
+    /// The counters of the programs that stand in the path.
+    const fn counters(&self) -> Option<&Counters> {
         match self.state {
-            State::Bare => Ok(BTreeMap::new()),
-            State::Few => self.few.outcomes(),
-            State::Many => self.many.outcomes(),
+            State::Bare => None,
+            State::Few => Some(self.few.counters()),
+            State::Many => Some(self.many.counters()),
         }
     }
 
@@ -249,7 +250,8 @@ impl Bench {
 
     /// A slice whose packets all arrived, and all of which the programs judged as they should.
     fn counted(&self, sender: &mut Sender, traffic: Traffic) -> Result<Slice> {
-        let (received, outcomes) = (self.path.received()?, self.outcomes()?);
+        let received = self.path.received()?;
+        let before = self.counters().map(Counters::read).transpose()?;
         let slice = sender.slice(self.effort.slice)?;
         let arrived = self.path.received()? - received;
         ensure!(
@@ -258,18 +260,14 @@ impl Bench {
             self.state,
             slice.sent
         );
-        if self.state == State::Bare {
-            return Ok(slice);
-        }
-        let mut now = self.outcomes()?;
-        now.iter_mut().for_each(|(outcome, count)| *count -= outcomes.get(outcome).copied().unwrap_or(0));
-        now.retain(|_, count| *count != 0);
-        let expected: u64 = traffic.outcomes().iter().filter_map(|outcome| now.get(outcome)).sum();
-        let other: u64 = now.values().sum::<u64>() - expected;
+        let (Some(counters), Some(before)) = (self.counters(), before) else { return Ok(slice) };
+        let judged = counters.since(&before)?;
+        let expected: u64 = traffic.outcomes().iter().filter_map(|outcome| judged.get(outcome)).sum();
+        let other = judged.values().sum::<u64>() - expected;
         let wanted = if traffic.outcomes().is_empty() { 0 } else { slice.sent };
         ensure!(
             expected == wanted && other <= slice.sent / 1_000,
-            "{traffic:?} {:?}: the programs judged {} packets as {now:?}",
+            "{traffic:?} {:?}: the programs judged {} packets as {judged:?}",
             self.state,
             slice.sent
         );

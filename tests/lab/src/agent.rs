@@ -106,7 +106,8 @@ impl Agent {
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         // A group of its own: a Ctrl-C on the terminal is for the lab, which then stops the agent in order.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        let mut child = command.spawn().with_context(|| format!("cannot start {}", self.binary.display()))?;
+        let mut child =
+            janitor::spawn(&mut command).with_context(|| format!("cannot start {}", self.binary.display()))?;
         let mut ended = None;
         let ready = wait_until(Duration::from_secs(30), || {
             ended = child.try_wait().ok().flatten();
@@ -143,6 +144,7 @@ impl Agent {
     /// Asks it to end, as systemd and the kubelet do, and waits for it.
     pub fn stop(&mut self) -> Result<()> {
         let Some(mut child) = self.child.take() else { return Ok(()) };
+        janitor::release(child.id());
         let pid = Pid::from_raw(i32::try_from(child.id()).context("process id")?);
         kill(pid, Signal::SIGTERM).ok();
         if wait_until(Duration::from_secs(5), || !matches!(child.try_wait(), Ok(None))) {
@@ -156,6 +158,7 @@ impl Agent {
     /// Ends it as a crash does.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
+            janitor::release(child.id());
             child.kill().ok();
             child.wait().ok();
         }

@@ -91,7 +91,7 @@ pub struct Attempt {
 
 impl fmt::Display for Attempt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} after {:.1} ms", self.outcome, self.elapsed.as_secs_f64() * 1e3)
+        write!(f, "{} after {:.2} ms", self.outcome, self.elapsed.as_secs_f64() * 1e3)
     }
 }
 

@@ -5,14 +5,18 @@
 //! (a power cut of the shell) is removed by the next process that makes a lab.
 
 use std::{
-    fs,
+    fs, io,
     os::unix::process::CommandExt as _,
     path::Path,
-    process::{ChildStdin, Command, Stdio},
-    sync::Mutex,
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::{Mutex, PoisonError},
 };
 
 use anyhow::{Context as _, Result};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use crate::netns;
 
@@ -47,7 +51,7 @@ pub fn own_prefix() -> String {
 
 /// Starts the waiting shell, once per process, and removes what dead processes left.
 pub fn arm() -> Result<()> {
-    let mut pipe = PIPE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut pipe = PIPE.lock().unwrap_or_else(PoisonError::into_inner);
     if pipe.is_some() {
         return Ok(());
     }
@@ -60,6 +64,35 @@ pub fn arm() -> Result<()> {
     let mut child = command.spawn().context("cannot start the clean-up shell: is sh installed?")?;
     *pipe = child.stdin.take();
     Ok(())
+}
+
+/// Processes that belong to labs of this process and are running.
+static CHILDREN: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+
+/// Starts a process of a lab, one that [`end`] ends.
+pub fn spawn(command: &mut Command) -> io::Result<Child> {
+    let mut children = CHILDREN.lock().unwrap_or_else(PoisonError::into_inner);
+    let child = command.spawn()?;
+    children.push(child.id());
+    Ok(child)
+}
+
+/// The caller ends this process itself from here on.
+pub fn release(pid: u32) {
+    CHILDREN.lock().unwrap_or_else(PoisonError::into_inner).retain(|child| *child != pid);
+}
+
+/// The last act of a process that was told to stop: ends the processes of its labs, lets none begin any more, and
+/// removes what carries the prefix. A process that is only just starting is in no namespace yet, so that looking
+/// there is not enough.
+pub fn end(prefix: &str) -> Result<()> {
+    let children = CHILDREN.lock().unwrap_or_else(PoisonError::into_inner);
+    for pid in children.iter().filter_map(|&pid| i32::try_from(pid).ok()) {
+        // It may have ended by itself.
+        kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
+    }
+    std::mem::forget(children);
+    remove(prefix)
 }
 
 /// Removes everything whose name begins with `prefix`, processes inside its namespaces first.

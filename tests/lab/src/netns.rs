@@ -16,6 +16,7 @@ use nix::{
     mount::{MntFlags, umount2},
     sched::{CloneFlags, setns},
     sys::signal::SigSet,
+    unistd::Pid,
 };
 
 /// Where `ip netns` keeps its names.
@@ -61,6 +62,12 @@ impl Namespace {
     /// Its path, for `nsenter --net=`.
     pub fn path(&self) -> PathBuf {
         Path::new(RUN_DIR).join(&*self.name)
+    }
+
+    /// The processes inside.
+    pub fn pids(&self) -> Result<Vec<Pid>> {
+        let listed = run(Command::new("ip").args(["netns", "pids", &*self.name]))?;
+        listed.split_ascii_whitespace().map(|pid| Ok(Pid::from_raw(pid.parse()?))).collect()
     }
 
     /// Takes the name away; the namespace goes with its last socket and process.

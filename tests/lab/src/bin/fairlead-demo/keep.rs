@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, net::SocketAddr, os::unix::process::CommandExt as _, process::Stdio, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use fairlead_lab::{Ask, Namespace, Proto, Server, agent, janitor};
+use fairlead_lab::{Ask, Namespace, Proto, Server, agent, janitor, server::wait_until};
+use nix::sys::signal::Signal;
 
 use crate::{
     cluster::{Cluster, kept_prefix, pod_addrs},
@@ -17,11 +18,19 @@ pub(crate) const ID: &str = "fairlead-lab-demo";
 pub(crate) fn clean() -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "removing network namespaces needs root: run this as root (sudo)");
     let pins = std::path::Path::new(janitor::BPF_FS).join(format!("{ID}-pins"));
-    if let (true, Ok(binary)) = (pins.exists(), agent::find_binary()) {
-        // It also puts back what the agent changed in the node; what it leaves is removed below.
-        if let Ok(node) = Namespace::open(&format!("{ID}-node")) {
-            node.command(binary).arg("cleanup").arg("--pin-path").arg(&pins).stdout(Stdio::null()).status().ok();
+    if let (true, Ok(binary), Ok(node)) = (pins.exists(), agent::find_binary(), Namespace::open(&format!("{ID}-node")))
+    {
+        for pid in node.pids()? {
+            // The agent; it may end by itself in this moment.
+            nix::sys::signal::kill(pid, Signal::SIGTERM).ok();
         }
+        // It also puts back what the agent changed in the node, and refuses as long as the agent is there.
+        let mut cleaned = Ok(String::new());
+        wait_until(Duration::from_secs(5), || {
+            cleaned = fairlead_lab::netns::run(node.command(&binary).arg("cleanup").arg("--pin-path").arg(&pins));
+            cleaned.is_ok()
+        });
+        cleaned?;
     }
     janitor::remove(&kept_prefix())
 }
@@ -36,7 +45,12 @@ pub(crate) fn leave(screen: &Screen, cluster: Cluster) -> Result<()> {
         let mut command = pod.ns.command(&program);
         command.args(["serve", &pod.name]).args(pod_addrs(pod.ip(false), pod.ip(true)).map(|addr| addr.to_string()));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
-        command.spawn().with_context(|| format!("cannot start the server of {}", pod.name))?;
+        janitor::spawn(&mut command).with_context(|| format!("cannot start the server of {}", pod.name))?;
+    }
+    for pod in &lab.pods {
+        let ask = Ask::new(Proto::Tcp, pod_addrs(pod.ip(false), pod.ip(true))[0]);
+        let answers = || ask.once(&pod.ns).is_ok_and(|attempt| attempt.outcome.answer().is_some());
+        ensure!(wait_until(Duration::from_secs(5), answers), "the server of {} does not answer", pod.name);
     }
     agent.keep();
     lab.keep();

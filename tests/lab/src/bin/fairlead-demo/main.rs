@@ -7,7 +7,10 @@ mod keep;
 mod show;
 mod steps;
 
-use std::process::ExitCode;
+use std::{
+    process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use anyhow::{Context as _, Result, bail};
 use fairlead_lab::{Shape, janitor};
@@ -95,13 +98,14 @@ fn demo(shape: Shape, keep: bool) -> Result<()> {
     let id = keep.then(|| keep::ID.to_owned());
     clean_up_on_signals(id.as_ref().map_or_else(janitor::own_prefix, |id| format!("{id}-")))?;
     screen.title("Fairlead: Services by eBPF, in a small cluster made of network namespaces");
-    let mut cluster = Cluster::build(&screen, shape, id)?;
+    let mut cluster = Cluster::build(&screen, shape, id).inspect_err(|_| give_way())?;
     let mut summary = Vec::new();
     for step in steps::ALL {
         screen.step(step.title);
         match (step.run)(&screen, &mut cluster) {
             Ok(result) => summary.push((step.title, result)),
             Err(error) => {
+                give_way();
                 screen.failed(&format!("{error:#}"));
                 screen.note(&format!("the agent's last words:\n{}", cluster.log_tail(15)));
                 bail!("step {:?} failed: {error:#}", step.title);
@@ -115,6 +119,16 @@ fn demo(shape: Shape, keep: bool) -> Result<()> {
     if keep { keep::leave(&screen, cluster) } else { Ok(()) }
 }
 
+/// A signal has come: what fails from now on fails because the cluster is being removed.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Leaves the rest to the thread that removes the cluster and ends the process, if there is one.
+fn give_way() {
+    while INTERRUPTED.load(Ordering::SeqCst) {
+        std::thread::park();
+    }
+}
+
 /// On Ctrl-C (and TERM, HUP) everything that carries the prefix is removed before the process ends.
 fn clean_up_on_signals(prefix: String) -> Result<()> {
     let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
@@ -122,8 +136,9 @@ fn clean_up_on_signals(prefix: String) -> Result<()> {
     signals.thread_block().context("cannot block signals")?;
     let wait = move || {
         let Ok(signal) = signals.wait() else { return };
+        INTERRUPTED.store(true, Ordering::SeqCst);
         eprintln!("\n{signal}: removing the cluster");
-        let code = match janitor::remove(&prefix) {
+        let code = match janitor::end(&prefix) {
             Ok(()) => 128 + signal as i32,
             Err(error) => {
                 eprintln!("fairlead-demo: {error:#}");

@@ -99,6 +99,11 @@ fn translate<F: Parse + Resolve>(skb: &Skb, ip: &packet::Ip<F>, dir: Direction, 
         if outcome == Outcome::NotOurs {
             outcome = F::half_open(skb, key, found, seen);
         }
+        if cfg!(feature = "mutant-no-direction") && outcome == Outcome::NotOurs {
+            key.dir ^= 1;
+            outcome = F::half_open(skb, key, found, seen);
+            key.dir ^= 1;
+        }
     } else if !flow::may_begin(&l4) {
         return (Outcome::NotOurs, Leave::NEXT);
     }

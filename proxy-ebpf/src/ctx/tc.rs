@@ -16,7 +16,7 @@ pub struct HelperError;
 /// `skb->pkt_type` of a frame addressed to the device (`include/uapi/linux/if_packet.h`).
 const PACKET_HOST: u32 = 0;
 /// `BPF_F_MARK_MANGLED_0`: leave a zero checksum zero, never make one (UDP).
-const MARK_MANGLED_0: u64 = 1 << 5;
+const MARK_MANGLED_0: u64 = if cfg!(feature = "mutant-no-zero-checksum") { 0 } else { 1 << 5 };
 
 /// A packet at a tc hook.
 #[derive(Clone, Copy)]

@@ -18,7 +18,7 @@ fn attempt<F: Source>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, index: u
     let Some(slot) = F::slots().get_ptr(index) else { return Outcome::DropSlotRace };
     // SAFETY: the map's element; each field is read once. Slots are not reused before a grace period has passed.
     let slot = unsafe { &*slot };
-    if slot.owner != found.port_id {
+    if slot.owner != found.port_id && !cfg!(feature = "mutant-any-slot") {
         // A reader that is late finds another port's slot: the packet comes again.
         return Outcome::DropSlotRace;
     }

@@ -61,7 +61,9 @@ fn is_over<F: Maps>(key: &FlowKey<F>, tcp_flags: u8, owner: &Flow<F>) -> bool {
         return false;
     }
     match key.proto {
+        timeout::TCP if cfg!(feature = "mutant-closed-lives") => false,
         timeout::TCP => tcp_flags & (SYN | ACK | RST) == SYN && owner.is_closed(),
+        timeout::UDP if cfg!(feature = "mutant-dead-endpoints") => false,
         timeout::UDP => maps::generation(owner.endpoint_id) != Some(owner.endpoint_gen),
         _ => false,
     }

@@ -12,7 +12,9 @@ use crate::hook::Leave;
 pub(crate) fn forward<F: Family>(skb: &Skb, flow: &Flow<F>, key: &FlowKey<F>, outcome: Outcome) -> (Outcome, Leave) {
     let reply = flow.flags & Flow::<F>::REPLY != 0;
     // For the egress hook that a redirected packet meets at once, and that any other meets after the stack.
-    skb.set_tc_index(if reply { tc_index::REPLY } else { tc_index::REQUEST });
+    if !cfg!(feature = "mutant-no-handshake") {
+        skb.set_tc_index(if reply { tc_index::REPLY } else { tc_index::REQUEST });
+    }
     let done = if flow.flags & Flow::<F>::REINJECT != 0 {
         // The reply to a process of the node arrives by the device its request left by: socket and rp_filter see the
         // Service's address where its route points.

@@ -28,13 +28,12 @@ pub(crate) fn reply<F: Maps>(reply: &mut Entry<F>) -> Reservation {
         if leads_to_same(held, value) {
             // Its owner entry is missing, or we would not have come here: the reply makes it anew.
             maps::forget(key);
-        } else if is_live(key, held, partner) {
+        } else if is_live(key, held, partner) && !cfg!(feature = "mutant-shared-tuples") {
             return Reservation::Taken;
         } else {
             flow::remove(key, held, partner);
         }
     }
-    // Asked before it is tried: an insert into an LRU map takes a node from its list first, even if it fails.
     // Asked before it is tried: an insert into an LRU map takes a node from its list first, even if it fails.
     let mut held = F::new_flows().get_ptr(&*key);
     if held.is_none() {

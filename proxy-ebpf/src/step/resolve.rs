@@ -82,7 +82,11 @@ fn resolve<F: Resolve>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: S
     };
     let outcome =
         if choice.run.is_empty() { service::refuse(choice.run) } else { choose(skb, key, found, &service, &choice) };
-    maps::count_port(service.port_id, !matches!(outcome, Outcome::RequestNew | Outcome::RequestHalfOpen));
+    match outcome {
+        Outcome::RequestNew => maps::count_port(service.port_id, false),
+        Outcome::RequestHalfOpen => {}
+        _ => maps::count_port(service.port_id, true),
+    }
     outcome
 }
 
@@ -91,9 +95,14 @@ fn resolve<F: Resolve>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: S
 fn no_service<F: Resolve>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen) -> Outcome {
     let bits = seen.bits_of_filter();
     if bits & filter::SERVICE != 0 && service::is_cluster_ip::<F>(&key.dst) {
-        return if entered_for_us(skb, key, found) { Outcome::RejectUnknownPort } else { Outcome::LayerTwoTransit };
+        return match entered_for_us(skb, key, found) {
+            // A reset is never answered by one (RFC 9293 §3.10.7.1).
+            true if key.proto == timeout::TCP && seen.tcp_flags() & RST != 0 => Outcome::DropUnanswerable,
+            true => Outcome::RejectUnknownPort,
+            false => Outcome::LayerTwoTransit,
+        };
     }
-    if bits & filter::ENDPOINT != 0 && key.dir == Direction::In as u8 {
+    if bits & filter::ENDPOINT != 0 && !cfg!(feature = "mutant-no-guard") && key.dir == Direction::In as u8 {
         return F::direct(key, found, seen);
     }
     Outcome::NotOurs
@@ -103,7 +112,7 @@ fn no_service<F: Resolve>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen
 #[inline(always)]
 fn entered_for_us<F: Maps>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>) -> bool {
     found.entry_mac = [0; 6];
-    if key.dir == Direction::Out as u8 || skb.is_for_device() {
+    if key.dir == Direction::Out as u8 || skb.is_for_device() || cfg!(feature = "mutant-no-transit") {
         return true;
     }
     let (Some(device), Some(mac)) = (maps::device(skb.ifindex()), skb.load_at::<[u8; 6], 0>()) else { return false };
@@ -126,7 +135,7 @@ fn choose<F: Resolve>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, service:
     let seed = config::get().map_or(0, |c| c.seed);
     let hash = tuple_hash(key, seed);
     found.port_id = service.port_id;
-    if choice.moved && !choice.settled.is_empty() {
+    if choice.moved && !choice.settled.is_empty() && !cfg!(feature = "mutant-unsettled") {
         // The run moved while this flow may be half open under the earlier one: it keeps the endpoint it had.
         let settled = choice.settled;
         (found.sport, found.flags) = (key.sport, 0);

@@ -71,7 +71,9 @@ impl Rewrite for V6 {
 
 #[inline(always)]
 fn address<F: Rewrite>(skb: &Skb, l4: &L4, offset: u32, from: &F::Addr, to: &F::Addr) -> Result<(), HelperError> {
-    if let Some(checksum) = checksum_offset(l4) {
+    if !cfg!(feature = "mutant-no-checksum")
+        && let Some(checksum) = checksum_offset(l4)
+    {
         let diff = tc::checksum_diff(from, to);
         skb.pseudo_checksum(checksum, diff, l4.proto == timeout::UDP)?;
     }

@@ -65,6 +65,9 @@ fn over_bridge<F: Source>(found: &mut Flow<F>, bridge: u32, fib: &Fib, result: i
     }
     // With the neighbour unknown the stack routes this packet and asks for it; a later one finds it.
     found.next_mac = if result == Fib::SUCCESS { fib.dmac } else { [0; 6] };
+    if cfg!(feature = "mutant-routed-bridge") {
+        return;
+    }
     found.flags |= Flow::<F>::BRIDGED;
     found.ifindex = bridge;
 }
@@ -102,6 +105,10 @@ fn from_node<F: Source>(
 /// from the Service's address at the device whose route leads there, and the reply leaves by it.
 #[inline(always)]
 fn to_node<F: Source>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>) -> Result<(), Outcome> {
+    // The kernel says the same of an address that no route leads to.
+    if F::node_addrs().get_ptr(&found.dst).is_none() {
+        return Err(Outcome::DropNoRoute);
+    }
     let device = maps::device(skb.ifindex()).ok_or(Outcome::DropNoRoute)?;
     found.src = key.dst;
     found.flags |= Flow::<F>::REINJECT | Flow::<F>::HAIRPIN;

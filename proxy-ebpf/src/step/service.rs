@@ -60,7 +60,7 @@ pub(crate) fn choice(skb: &Skb, service: &Service, outward: bool) -> Option<Choi
         // Pods of this node and the node itself may use any endpoint, whatever the external policy (rule 69).
         _ => policy.flags() & Policy::EXTERNAL_LOCAL != 0 && !outward && !is_from_pod(skb),
     };
-    Some(if local {
+    Some(if local != cfg!(feature = "mutant-runs-swapped") {
         Choice {
             run: Run { word: word(port, offset_of!(local)) },
             settled: Run { word: word(port, offset_of!(local_settled)) },

@@ -136,7 +136,7 @@ impl Maps {
         let mut map: PerCpuArray<_, RejectBucket> =
             self.map_mut("REJECTS").try_into().unwrap_or_else(|e| wrong("REJECTS", e));
         let values = map.get(&0, 0).unwrap_or_else(|e| wrong("REJECTS", e));
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("the clock runs");
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).expect("the clock runs");
         let filled_ns = now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64;
         let empty = RejectBucket { filled_ns, tokens: 0 };
         let values = PerCpuValues::try_from(vec![empty; values.len()]).unwrap_or_else(|e| wrong("REJECTS", e));

@@ -6,7 +6,7 @@ use proxy_agent::model::IpFamily;
 use proxy_common::abi::Flow;
 use proxy_common::{Outcome, V4};
 
-use crate::cases::{CLIENT_PORT, TARGET, Talk, at, to_remote, web};
+use crate::cases::{CLIENT_PORT, TARGET, Talk, at, other, to_remote, web};
 
 wires! {
     the_first_packet_goes_to_an_endpoint_and_the_reply_comes_from_the_service,
@@ -67,7 +67,10 @@ pub(crate) fn a_second_packet_before_the_reply_goes_to_the_same_endpoint(wire: W
 
 fn the_reply_of_an_endpoint_here_is_translated_where_it_leaves_not_where_it_arrives(wire: Wire) {
     let talk = Talk::to(wire, wire.at(world::pod2, TARGET));
-    let node = Node::serving(&[&web(wire).here(talk.endpoint.ip())]);
+    let mut node = Node::serving(&[&web(wire).here(talk.endpoint.ip())]);
+    // The client is an endpoint itself, and direct packets are looked up: the reply is, where it arrives.
+    node.apply(&other(wire).here(talk.client.ip()));
+    node.maps.configure(|config| config.direct_rewrites = 1);
     talk.goes(&node, Outcome::RequestNew, &talk.opening());
     node.arrives(POD2, &at(POD2, wire.answer(talk.endpoint, talk.client))).is_left_alone();
     talk.comes(&node, Outcome::ReplyFirst, &talk.answer());

@@ -10,7 +10,7 @@ use crate::cell::{Cluster, Combo, TARGET, answered};
 matrix! {
     a_pod_reaches_the_endpoints_on_its_node,
     a_pod_reaches_remote_endpoints,
-    a_pod_reaches_itself_and_sees_another_source,
+    a_pod_reaches_itself_and_sees_the_node,
     a_node_process_reaches_local_endpoints,
     a_node_process_reaches_remote_endpoints,
     an_external_host_reaches_a_cluster_ip_through_the_node,
@@ -61,15 +61,16 @@ fn a_pod_reaches_remote_endpoints(cluster: &Cluster, Combo { v6, proto }: Combo)
     })
 }
 
-/// kube-proxy decision 5: a pod that is its own endpoint must not see its own address as the client's, because it
-/// would answer past the proxy. What it sees is an address of the node, as under kube-proxy.
-fn a_pod_reaches_itself_and_sees_another_source(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+/// A pod that is its own endpoint must not see its own address as the client's, because it would answer past the
+/// proxy. It sees the address that the node itself has towards it, as after kube-proxy's masquerade.
+fn a_pod_reaches_itself_and_sees_the_node(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
     let (service, pod) = (cluster.service("hairpin"), &cluster.lab.pods[0]);
     let ask = Ask::new(proto, service.vip(v6));
     service.serve(&service.pods(&[0]), &pod.ns, ask)?;
+    let node = answered(&cluster.lab.node.ns, Ask::new(proto, SocketAddr::new(pod.ip(v6), TARGET)))?.peer.ip();
     for _ in 0..3 {
         let answer = answered(&pod.ns, ask)?;
-        ensure!(answer.server == "pod-a" && answer.peer.ip() != pod.ip(v6), "pod-a saw {} as its client", answer.peer);
+        ensure!(answer.server == "pod-a" && answer.peer.ip() == node, "pod-a saw {}, not {node}", answer.peer);
     }
     Ok(())
 }

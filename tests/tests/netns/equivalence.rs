@@ -21,6 +21,7 @@ matrix! {
     a_routed_clients_traffic_equals_direct_traffic,
     a_node_port_clients_traffic_equals_direct_traffic,
     a_node_processs_traffic_equals_direct_traffic_at_the_endpoint,
+    a_pods_traffic_to_itself_equals_the_nodes_traffic_at_the_endpoint,
 }
 
 /// What one exchange looked like, with the client's port left out.
@@ -203,6 +204,23 @@ fn a_node_processs_traffic_equals_direct_traffic_at_the_endpoint(
     let (client, endpoint) = (Party { host: node, device: &pod.node_device }, Party { host: pod, device: "eth0" });
     let direct = observe(cluster, Ask { to: server, ..ask }, &client, &endpoint, server)?;
     let seen = observe(cluster, ask, &client, &endpoint, server)?;
+    ensure!(!direct.at_endpoint.is_empty(), "nothing was captured of direct traffic");
+    compare("packets at the endpoint", &seen.at_endpoint, &direct.at_endpoint)
+}
+
+/// A pod that is its own endpoint sees the node as its client: the comparison is with the node's own direct traffic.
+fn a_pods_traffic_to_itself_equals_the_nodes_traffic_at_the_endpoint(
+    cluster: &Cluster,
+    Combo { v6, proto }: Combo,
+) -> Result<()> {
+    let (service, node, pod) = (cluster.service("equal-self"), &cluster.lab.node, &cluster.lab.pods[0]);
+    let ask = Ask::new(proto, service.vip(v6));
+    service.serve(&service.pods(&[0]), &pod.ns, ask)?;
+    let server = SocketAddr::new(pod.ip(v6), TARGET);
+    let endpoint = || Party { host: pod, device: "eth0" };
+    let from_node = Party { host: node, device: &pod.node_device };
+    let direct = observe(cluster, Ask { to: server, ..ask }, &from_node, &endpoint(), server)?;
+    let seen = observe(cluster, ask, &endpoint(), &endpoint(), server)?;
     ensure!(!direct.at_endpoint.is_empty(), "nothing was captured of direct traffic");
     compare("packets at the endpoint", &seen.at_endpoint, &direct.at_endpoint)
 }

@@ -104,17 +104,14 @@ pub struct RunArgs {
     pub pins: PinArgs,
     /// Addresses of this node that answer NodePorts: networks, `primary`, or `all`
     ///
-    /// As kube-proxy's nftables mode: `primary` is the Node's InternalIP of each family (with --manifests: the address
-    /// of the device with the default route). An address family without a network in the list answers on all of its
-    /// addresses, and so does a network of length 0. Loopback addresses never answer.
+    /// `primary` is the address of each family that the default route with the lowest metric starts from. An address
+    /// family without a network in the list answers on all of its addresses, and so does one without a primary address.
+    /// Loopback addresses never answer.
     #[arg(long, value_name = "CIDR|primary|all", value_delimiter = ',', default_value = "primary")]
     pub nodeport_addresses: Vec<String>,
     /// How programs are attached
     #[arg(long, value_enum, default_value_t = AttachMode::Auto)]
     pub attach: AttachMode,
-    /// Let Fairlead set the entries of /proc/sys that a path needs; they are logged, and restored by `cleanup`
-    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
-    pub manage_sysctls: bool,
     /// Map sizes
     #[command(flatten)]
     pub sizes: SizeArgs,

@@ -1,14 +1,29 @@
-//! The commands beside `run`, and the only module that prints to people.
+//! The commands beside `run`, and the only modules that print to people.
 
-use std::io::Write;
+mod check;
+mod cleanup;
+mod devices;
+mod endpoints;
+mod flows;
+mod services;
+mod table;
+
+use std::io::{self, Write};
 use std::process::ExitCode;
 
-use crate::args::Command;
+use serde::Serialize;
+
+use crate::args::{Command, Output, ShowArgs};
+use crate::config::Invalid;
+use crate::dataplane::bpf::{Access, BpfDataplane};
+use crate::dataplane::pin::PinRoot;
+use crate::dataplane::{Dataplane, Snapshot};
+use table::Table;
 
 /// Prints an error in one line.
 pub fn complain(message: &str) {
     // If standard error is closed there is nobody left to tell.
-    _ = writeln!(std::io::stderr(), "fairlead: {message}");
+    _ = writeln!(io::stderr(), "fairlead: {message}");
 }
 
 /// An error and its causes in one line. Many errors quote their cause; what is quoted is not said twice.
@@ -25,8 +40,88 @@ pub fn chain(error: &anyhow::Error) -> String {
     text
 }
 
-/// Runs a command.
+/// Runs a command; the exit code says how it went.
 pub fn main(command: Command) -> ExitCode {
-    let _ = command;
-    ExitCode::FAILURE
+    let result = match command {
+        Command::Run(args) => return crate::run::main(*args),
+        Command::Services(args) => services::main(&args),
+        Command::Endpoints(args) => endpoints::main(&args),
+        Command::Flows(args) => flows::main(&args),
+        Command::Devices(args) => devices::main(&args),
+        Command::Check(args) => check::main(args),
+        Command::Cleanup(args) => cleanup::main(args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) if error.is::<Invalid>() => {
+            complain(&error.to_string());
+            ExitCode::from(2)
+        }
+        // `fairlead flows | head`
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// Writes to standard output.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}
+
+/// Prints rows as the user wants them.
+fn show<R: Serialize + Row>(rows: &[R], output: Output) -> anyhow::Result<ExitCode> {
+    match output {
+        Output::Json => print(&format!("{}\n", serde_json::to_string_pretty(rows)?))?,
+        Output::Table => {
+            let mut table = Table::new(R::HEADER);
+            for row in rows {
+                table.row(row.cells());
+            }
+            print(&table.to_string())?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Something with a line in a table.
+trait Row {
+    /// Column names.
+    const HEADER: &'static [&'static str];
+    /// As many cells.
+    fn cells(&self) -> Vec<String>;
+}
+
+/// The pins that a command is to look at.
+fn pins(args: &ShowArgs) -> anyhow::Result<PinRoot> {
+    let pins = PinRoot::new(args.pins.pin_path.clone())?;
+    pins.require()?;
+    Ok(pins)
+}
+
+/// Reads the maps.
+fn snapshot(pins: &PinRoot) -> anyhow::Result<Snapshot> {
+    Ok(BpfDataplane::open(pins, Access::Read)?.dump()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_that_is_quoted_is_said_once() {
+        let cause = io::Error::other("no room");
+        let quoted = anyhow::Error::new(cause).context("cannot write: no room").context("the sweep failed");
+        assert_eq!(chain(&quoted), "the sweep failed: cannot write: no room");
+        let unquoted = anyhow::Error::new(io::Error::other("no room")).context("cannot write");
+        assert_eq!(chain(&unquoted), "cannot write: no room");
+    }
 }

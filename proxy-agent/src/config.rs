@@ -155,8 +155,6 @@ pub struct Config {
     pub nodeport_addresses: NodePortAddresses,
     /// How programs are attached.
     pub attach: AttachMode,
-    /// Whether entries of /proc/sys may be set.
-    pub manage_sysctls: bool,
     /// Map sizes.
     pub sizes: Sizes,
     /// Timeouts of established flows.
@@ -185,7 +183,6 @@ impl TryFrom<RunArgs> for Config {
             pins,
             nodeport_addresses,
             attach,
-            manage_sysctls,
             sizes,
             timeouts,
             rejects_per_second,
@@ -201,7 +198,6 @@ impl TryFrom<RunArgs> for Config {
             pins: PinRoot::new(pins.pin_path)?,
             nodeport_addresses: NodePortAddresses::parse(&nodeport_addresses)?,
             attach,
-            manage_sysctls,
             sizes: Sizes::new(&sizes)?,
             timeouts,
             half_open_secs,

@@ -16,6 +16,7 @@ pub mod attach;
 pub mod bpf;
 pub mod load;
 pub mod memory;
+mod names;
 pub mod pin;
 pub mod probe;
 pub mod render;

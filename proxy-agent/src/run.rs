@@ -118,11 +118,7 @@ async fn start(config: Config) -> anyhow::Result<Tasks> {
     // First, because a folder or kubeconfig that is not there should be said before anything is touched.
     let source = source(&config, &node).await?;
     let attacher = load(&config)?;
-    let wishes = Wishes {
-        selection: config.devices.clone(),
-        nodeport_addresses: config.nodeport_addresses.clone(),
-        node_ips: Vec::new(),
-    };
+    let wishes = Wishes { selection: config.devices.clone(), nodeport_addresses: config.nodeport_addresses.clone() };
     let (devices, addresses) = Devices::start(attacher, &config.pins, wishes).await?;
     let dataplane = BpfDataplane::open(&config.pins, Access::Write)?;
     let flows = FlowMaps::open(&config.pins)?;
@@ -158,9 +154,8 @@ async fn source(config: &Config, node: &str) -> anyhow::Result<Box<dyn Source>> 
 /// Loads the programs and makes ready to attach them.
 fn load(config: &Config) -> anyhow::Result<Attacher> {
     let lock = config.pins.lock()?;
-    let features = probe::features().context(
-        "cannot load a program to try out the kernel; `fairlead check` says what is missing",
-    )?;
+    let features = probe::features()
+        .context("cannot load a program to try out the kernel; `fairlead check` says what is missing")?;
     let ipv6 = probe::has_ipv6();
     let kube_proxy = kube_proxy::stands().context("cannot look for kube-proxy's rules")?;
     let probe::Features { tcx, fib_source, csum_ipv6 } = features;

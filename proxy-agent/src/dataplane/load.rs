@@ -11,6 +11,7 @@ use aya_obj::{EbpfSectionKind, Object};
 use proxy_common::ABI_VERSION;
 use proxy_common::abi::{Config as Settings, program};
 
+use super::names;
 use super::pin::{self, PinError, PinRoot};
 use super::probe::Features;
 use super::sys;
@@ -214,6 +215,9 @@ pub fn load(options: &Options<'_>) -> Result<Programs, LoadError> {
     }
     let shapes = sized_shapes(options.sizes, options.ipv6)?;
     check_pinned(options.pins, &shapes)?;
+    if let Some(shape) = shapes.get("NAMES") {
+        names::make(options.pins, shape).map_err(|source| LoadError::System { op: "make the map NAMES", source })?;
+    }
     let mut loader = EbpfLoader::new();
     for (name, shape) in &shapes {
         loader.map_max_entries(name, shape.max_entries);
@@ -230,6 +234,32 @@ pub fn load(options: &Options<'_>) -> Result<Programs, LoadError> {
     switch(&mut ebpf)?;
     Ok(Programs { ebpf })
 }
+
+/// Loads the programs with the smallest maps and lets go of them at once: does this kernel's verifier accept them?
+pub fn verify() -> Result<(), LoadError> {
+    let shapes = shapes()?;
+    let mut loader = EbpfLoader::new();
+    for name in shapes.keys().filter(|name| TINY.entries(name, false).is_some()) {
+        loader.map_max_entries(name, 1);
+    }
+    let mut ebpf = loader.load(OBJECT).map_err(LoadError::Maps)?;
+    for name in SLOTS.map(|(name, _)| name).into_iter().chain([INGRESS_STUB, EGRESS_STUB]) {
+        classifier(&mut ebpf, name)?.load().map_err(|source| LoadError::Program { program: name, source })?;
+    }
+    Ok(())
+}
+
+const TINY: Sizes = Sizes {
+    services: 1,
+    cluster_ips: 1,
+    ports: 1,
+    slots: 1,
+    endpoints: 1,
+    flows: 1,
+    half_open: 1,
+    node_addrs: 1,
+    devices: 1,
+};
 
 /// Compares what is pinned with what is wanted, because aya takes over any map of the right name.
 fn check_pinned(pins: &PinRoot, wanted: &BTreeMap<String, Shape>) -> Result<(), LoadError> {

@@ -107,18 +107,32 @@ impl PinRoot {
         self.maps().join(name)
     }
 
+    /// Whether pins can lie here: the BPF file system that is there, or the one that would be mounted.
+    pub fn place(&self) -> Result<&'static str, PinError> {
+        let there = self.nearest_existing();
+        let on_bpffs = |path: &Path| {
+            sys::is_bpffs(path).map_err(|source| PinError::Io { op: "look at", path: path.to_owned(), source })
+        };
+        if on_bpffs(&there)? {
+            return Ok("a BPF file system is mounted");
+        }
+        let usual = Path::new(BPFFS);
+        if self.root.starts_with(usual) && !on_bpffs(usual)? {
+            return Ok("a BPF file system is to be mounted (`run` does)");
+        }
+        Err(PinError::NotBpffs { path: there })
+    }
+
     /// Makes the directories, and mounts the BPF file system at its usual place if it is missing.
     pub fn prepare(&self) -> Result<(), PinError> {
         let io = |op, path: &Path| {
             let path = path.to_owned();
             move |source| PinError::Io { op, path, source }
         };
+        self.place()?;
         let there = self.nearest_existing();
         if !sys::is_bpffs(&there).map_err(io("look at", &there))? {
             let usual = Path::new(BPFFS);
-            if !self.root.starts_with(usual) || sys::is_bpffs(usual).map_err(io("look at", usual))? {
-                return Err(PinError::NotBpffs { path: there });
-            }
             sys::mount_bpffs(usual).map_err(io("mount a BPF file system at", usual))?;
             tracing::info!(path = BPFFS, "mounted the BPF file system");
         }

@@ -1,7 +1,7 @@
 //! The system calls that aya does not make: `bpf(2)` batches, link queries and test runs, `membarrier`, the BPF file
 //! system, limits and clocks. Nothing above this file knows their structs.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{self, Error};
 use std::mem;
@@ -12,6 +12,8 @@ use std::path::Path;
 
 use aya::Pod;
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_insn, bpf_link_info, bpf_map_type, bpf_prog_info, bpf_prog_type};
+
+use super::load::Shape;
 
 fn bpf(cmd: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i64> {
     // SAFETY: `attr` is a live bpf_attr of the size given; the callers fill it with pointers that outlive the call.
@@ -114,6 +116,52 @@ pub fn open_pin(path: &Path) -> io::Result<Option<OwnedFd>> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e),
     }
+}
+
+/// Pins an object.
+pub fn pin(object: &OwnedFd, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    let mut attr = zeroed_attr();
+    // SAFETY: plain stores into a union whose other members are not read.
+    let pin = unsafe { &mut attr.__bindgen_anon_4 };
+    pin.pathname = path.as_ptr() as u64;
+    pin.bpf_fd = object.as_raw_fd() as u32;
+    bpf(bpf_cmd::BPF_OBJ_PIN, &mut attr).map(drop)
+}
+
+/// Loads type information.
+pub fn load_types(bytes: &[u8]) -> io::Result<OwnedFd> {
+    let mut attr = zeroed_attr();
+    // SAFETY: plain stores into a union whose other members are not read.
+    let load = unsafe { &mut attr.__bindgen_anon_7 };
+    load.btf = bytes.as_ptr() as u64;
+    load.btf_size = bytes.len() as u32;
+    let fd = bpf(bpf_cmd::BPF_BTF_LOAD, &mut attr)?;
+    // SAFETY: the call returned a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Makes a map whose key and value have these types.
+pub fn create_typed_map(name: &CStr, shape: &Shape, types: &OwnedFd, key: u32, value: u32) -> io::Result<OwnedFd> {
+    let mut attr = zeroed_attr();
+    // SAFETY: plain stores into a union whose other members are not read.
+    let create = unsafe { &mut attr.__bindgen_anon_1 };
+    create.map_type = shape.kind;
+    create.key_size = shape.key_size;
+    create.value_size = shape.value_size;
+    create.max_entries = shape.max_entries;
+    create.map_flags = shape.flags;
+    create.btf_fd = types.as_raw_fd() as u32;
+    create.btf_key_type_id = key;
+    create.btf_value_type_id = value;
+    // The last byte stays zero.
+    let room = create.map_name.len() - 1;
+    for (to, from) in create.map_name[..room].iter_mut().zip(name.to_bytes()) {
+        *to = *from as libc::c_char;
+    }
+    let fd = bpf(bpf_cmd::BPF_MAP_CREATE, &mut attr)?;
+    // SAFETY: the call returned a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
 /// Exchanges the program of a link in one step.

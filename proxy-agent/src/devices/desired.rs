@@ -38,21 +38,18 @@ pub struct Desired {
     pub skipped: BTreeMap<u32, (String, &'static str)>,
 }
 
-/// What the flags and the Node object say.
+/// What the flags say.
 #[derive(Clone, Debug)]
 pub struct Wishes {
     /// `--devices`.
     pub selection: Selection,
     /// `--nodeport-addresses`.
     pub nodeport_addresses: NodePortAddresses,
-    /// The Node's InternalIPs; empty: found from the routes.
-    pub node_ips: Vec<IpAddr>,
 }
 
 /// Computes what should be.
 pub fn desired(inventory: &Inventory, wishes: &Wishes) -> Desired {
-    let found = primary_addresses(inventory);
-    let primary = if wishes.node_ips.is_empty() { &found } else { &wishes.node_ips };
+    let primary = primary_addresses(inventory);
     let mut desired = Desired::default();
     for device in inventory.devices() {
         match decide(inventory, device, &wishes.selection) {
@@ -72,7 +69,7 @@ pub fn desired(inventory: &Inventory, wishes: &Wishes) -> Desired {
             }
         }
         for address in device.addresses.iter().filter(|a| !a.addr.is_loopback()) {
-            let node_port = wishes.nodeport_addresses.accepts(address.addr, primary);
+            let node_port = wishes.nodeport_addresses.accepts(address.addr, &primary);
             let flags = NodeAddr::LOCAL | if node_port { NodeAddr::NODE_PORTS } else { 0 };
             *desired.addresses.entry(address.addr).or_default() |= flags;
         }
@@ -186,7 +183,7 @@ mod tests {
     use crate::devices::inventory::{Address, Event, Kind, Link};
 
     fn wishes() -> Wishes {
-        Wishes { selection: Selection::default(), nodeport_addresses: NodePortAddresses::Primary, node_ips: Vec::new() }
+        Wishes { selection: Selection::default(), nodeport_addresses: NodePortAddresses::Primary }
     }
 
     fn ip(text: &str) -> IpAddr {
@@ -218,14 +215,6 @@ mod tests {
         let expected =
             [("192.0.2.1", both), ("192.0.2.2", NodeAddr::LOCAL), ("2001:db8::1", both), ("fe80::1", NodeAddr::LOCAL)];
         assert_eq!(desired.addresses, expected.map(|(a, f)| (ip(a), f)).into());
-    }
-
-    #[test]
-    fn rule_85_the_nodes_own_addresses_come_first() {
-        let wishes = Wishes { node_ips: vec![ip("192.0.2.2")], ..wishes() };
-        let desired = desired(&node(), &wishes);
-        assert_eq!(desired.addresses[&ip("192.0.2.2")], NodeAddr::LOCAL | NodeAddr::NODE_PORTS);
-        assert_eq!(desired.addresses[&ip("192.0.2.1")], NodeAddr::LOCAL);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The thin end towards the kernel: rtnetlink messages become [`Event`]s, and a full reading a list of them.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use futures::channel::mpsc::UnboundedReceiver;
@@ -16,7 +17,7 @@ use rtnetlink::sys::AsyncSocket;
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 
 use super::inventory::{Address, Event, Hop, Kind, Link, Route, RouteKey};
-use crate::dataplane::attach::is_own_filter;
+use crate::dataplane::attach::{Hook, is_own_filter};
 
 /// A question to the kernel that failed.
 #[derive(Debug, thiserror::Error)]
@@ -138,6 +139,29 @@ pub async fn read_filters(handle: &Handle, index: u32) -> Result<Event, NetlinkE
         Err(source) => return Err(NetlinkError::Read { what: "filters", source }),
     };
     Ok(Event::Filters { index, foreign_egress })
+}
+
+/// Names of all devices by ifindex.
+pub async fn names(handle: &Handle) -> Result<BTreeMap<u32, String>, NetlinkError> {
+    let links: Result<Vec<_>, _> = handle.link().get().execute().try_collect().await;
+    let links = links.map_err(|source| NetlinkError::Read { what: "links", source })?;
+    Ok(links.iter().filter_map(link).map(|link| (link.index, link.name)).collect())
+}
+
+/// True if our clsact filter stands at this hook of a device.
+pub async fn has_own_filter(handle: &Handle, index: u32, hook: Hook) -> Result<bool, NetlinkError> {
+    let mut filters = handle.traffic_filter(index as i32);
+    let request = match hook {
+        Hook::Ingress => filters.get().ingress(),
+        Hook::Egress => filters.get().egress(),
+    };
+    let filters: Result<Vec<_>, _> = request.execute().try_collect().await;
+    match filters {
+        Ok(filters) => Ok(filters.iter().any(|f| is_own_filter((f.header.info >> 16) as u16, f.header.handle.into()))),
+        // The device went away, or has no clsact.
+        Err(rtnetlink::Error::NetlinkError(_)) => Ok(false),
+        Err(source) => Err(NetlinkError::Read { what: "filters", source }),
+    }
 }
 
 fn is_foreign_filter(message: &TcMessage) -> bool {

@@ -41,10 +41,7 @@ const MUTANTS: [Mutant; 13] = [
         noticed_by: "flows::a_half_open_flow_keeps_its_endpoint_when_the_run_changes::tcp_v4",
     },
     Mutant { fault: "any-slot", noticed_by: "limits::a_slot_that_changed_hands_is_not_used::tcp_v6" },
-    Mutant {
-        fault: "routed-bridge",
-        noticed_by: "bridge::a_pod_on_the_bridge_reaches_its_neighbour_by_mac::tcp_v4",
-    },
+    Mutant { fault: "routed-bridge", noticed_by: "bridge::a_pod_on_the_bridge_reaches_its_neighbour_by_mac::tcp_v4" },
     Mutant { fault: "no-zero-checksum", noticed_by: "headers::no_udp_checksum_stays_no_checksum" },
 ];
 
@@ -72,7 +69,9 @@ fn build(features: &[&str]) -> PathBuf {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests lies in the workspace");
     let target_dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("mutants");
     let options = proxy_ebpf_build::Options { workspace, target_dir: &target_dir, features, subcommand: "build" };
-    proxy_ebpf_build::build(&options).unwrap_or_else(|e| panic!("cannot build the object with {features:?}: {e}")).object
+    proxy_ebpf_build::build(&options)
+        .unwrap_or_else(|e| panic!("cannot build the object with {features:?}: {e}"))
+        .object
 }
 
 /// Runs one test on an object: whether it passed, and what it said.

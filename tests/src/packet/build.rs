@@ -35,9 +35,21 @@ pub enum Checksum {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields are the header's")]
 pub enum L4 {
-    Tcp { seq: u32, ack: u32, flags: u8, window: u16, options: Vec<u8> },
-    Udp { checksum: Checksum },
-    Icmp { kind: u8, code: u8, rest: [u8; 4] },
+    Tcp {
+        seq: u32,
+        ack: u32,
+        flags: u8,
+        window: u16,
+        options: Vec<u8>,
+    },
+    Udp {
+        checksum: Checksum,
+    },
+    Icmp {
+        kind: u8,
+        code: u8,
+        rest: [u8; 4],
+    },
     /// Any other protocol: the payload is all there is.
     Other(u8),
 }

@@ -108,16 +108,14 @@ impl Maps {
     /// Writes an entry of a table.
     pub fn put_flow<F: Family>(&mut self, table: Table, key: &FlowKey<F>, flow: &Flow<F>) {
         let name = table.map::<F>();
-        let mut map: HashMap<_, FlowKey<F>, Flow<F>> =
-            self.map_mut(name).try_into().unwrap_or_else(|e| wrong(name, e));
+        let mut map: HashMap<_, FlowKey<F>, Flow<F>> = self.map_mut(name).try_into().unwrap_or_else(|e| wrong(name, e));
         map.insert(key, flow, 0).unwrap_or_else(|e| wrong(name, e));
     }
 
     /// Removes an entry of a table.
     pub fn remove_flow<F: Family>(&mut self, table: Table, key: &FlowKey<F>) {
         let name = table.map::<F>();
-        let mut map: HashMap<_, FlowKey<F>, Flow<F>> =
-            self.map_mut(name).try_into().unwrap_or_else(|e| wrong(name, e));
+        let mut map: HashMap<_, FlowKey<F>, Flow<F>> = self.map_mut(name).try_into().unwrap_or_else(|e| wrong(name, e));
         map.remove(key).unwrap_or_else(|e| wrong(name, e));
     }
 

@@ -99,17 +99,8 @@ impl Node {
         configure(&mut maps, settings);
         describe_devices(&mut maps);
         let index = Index::default();
-        let mut node = Self {
-            dataplane,
-            ingress,
-            egress,
-            _programs: programs,
-            maps,
-            index,
-            ledger,
-            now,
-            _netns: netns,
-        };
+        let mut node =
+            Self { dataplane, ingress, egress, _programs: programs, maps, index, ledger, now, _netns: netns };
         for kind in [Kind::Service, Kind::EndpointSlice] {
             node.event(Event::Init(kind));
             node.event(Event::InitDone(kind));
@@ -350,10 +341,7 @@ fn own_addresses() -> BTreeMap<IpAddr, u32> {
     IpFamily::ALL
         .into_iter()
         .flat_map(|family| {
-            [
-                (world::node(family), NodeAddr::LOCAL | NodeAddr::NODE_PORTS),
-                (world::bridge(family), NodeAddr::LOCAL),
-            ]
+            [(world::node(family), NodeAddr::LOCAL | NodeAddr::NODE_PORTS), (world::bridge(family), NodeAddr::LOCAL)]
         })
         .collect()
 }

@@ -117,7 +117,9 @@ pub fn verify_checksums(frame: &[u8]) -> Result<(), String> {
     if layout.src.is_ipv4() && internet_checksum(&[&frame[layout.ip.clone()]]) != 0 {
         return Err("the IPv4 header's checksum is wrong".into());
     }
-    if layout.protocol == 17 && layout.src.is_ipv6() && frame.get(layout.l4.start + 6..layout.l4.start + 8) == Some(&[0; 2])
+    if layout.protocol == 17
+        && layout.src.is_ipv6()
+        && frame.get(layout.l4.start + 6..layout.l4.start + 8) == Some(&[0; 2])
     {
         return Err("a UDP checksum of zero is not allowed over IPv6".into());
     }
@@ -127,7 +129,8 @@ pub fn verify_checksums(frame: &[u8]) -> Result<(), String> {
 /// A frame as text: one line a layer, then its bytes.
 pub fn show(frame: &[u8]) -> String {
     let mut out = String::new();
-    let mac = |at: usize| frame.get(at..at + 6).map(|m| m.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":"));
+    let mac =
+        |at: usize| frame.get(at..at + 6).map(|m| m.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":"));
     let none = || "cut off".to_owned();
     line(&mut out, &format!("{} > {}", mac(6).unwrap_or_else(none), mac(0).unwrap_or_else(none)));
     match layout(frame) {
@@ -188,7 +191,9 @@ mod tests {
     fn a_flipped_bit_is_found_in_every_checksum() {
         for (src, dst) in [("10.0.0.1:5000", "10.96.0.10:80"), ("[fd00::1]:5000", "[fd00:96::10]:80")] {
             let (src, dst) = (src.parse().unwrap(), dst.parse().unwrap());
-            for packet in [Packet::tcp(src, dst, SYN), Packet::udp(src, dst, b"hello"), Packet::echo(src.ip(), dst.ip())] {
+            for packet in
+                [Packet::tcp(src, dst, SYN), Packet::udp(src, dst, b"hello"), Packet::echo(src.ip(), dst.ip())]
+            {
                 let frame = packet.bytes();
                 assert_eq!(verify_checksums(&frame), Ok(()), "\n{}", show(&frame));
                 let last = frame.len() - 1;

@@ -14,6 +14,7 @@ wires! {
     a_frame_in_transit_is_left_alone,
     a_frame_in_transit_does_not_follow_a_flow,
     a_frame_to_another_mac_on_a_routed_device_is_left_alone,
+    a_direct_frame_between_neighbours_gets_another_port_where_it_must,
     rule_74_a_pod_reaches_itself_through_its_service,
     a_device_without_an_address_cannot_turn_a_packet_round,
 }
@@ -95,6 +96,25 @@ fn a_frame_to_another_mac_on_a_routed_device_is_left_alone(wire: Wire) {
     let node = Node::serving(&[&web(wire).elsewhere(talk.endpoint.ip())]);
     let stray = talk.opening().on_wire(POD1.peer, STRANGER_MAC);
     node.arrives(POD1, &stray).passes(Outcome::LayerTwoTransit);
+}
+
+fn a_direct_frame_between_neighbours_gets_another_port_where_it_must(wire: Wire) {
+    let (vip, endpoint) = (wire.at(world::vip, PORT), wire.at(world::port2, TARGET));
+    let node = Node::serving(&[&web(wire).here(endpoint.ip())]);
+    let opening = by_router(wire.opening(client(wire), vip));
+    let direct = wire.opening(client(wire), endpoint).on_wire(PORT1.peer, PORT2.peer);
+    node.arrives(PORT1, &opening).becomes(Outcome::RequestNew, &direct);
+    let ran = node.arrives(PORT1, &direct);
+    let port = ran.source().port();
+    assert_ne!(port, CLIENT_PORT);
+    ran.becomes(Outcome::DirectRewritten, &direct.clone().from_port(port));
+    node.arrives(PORT1, &direct).becomes(Outcome::DirectRewritten, &direct.clone().from_port(port));
+    let mut elsewhere = client(wire);
+    elsewhere.set_port(port);
+    let answer = wire.answer(endpoint, elsewhere).on_wire(PORT2.peer, PORT1.peer);
+    node.leaves(PORT1, &answer).becomes(Outcome::ReplyFirst, &answer.clone().to(client(wire)));
+    let further = wire.talk(client(wire), endpoint).on_wire(PORT1.peer, PORT2.peer);
+    node.arrives(PORT1, &further).becomes(Outcome::DirectRewritten, &further.clone().from_port(port));
 }
 
 fn rule_74_a_pod_reaches_itself_through_its_service(wire: Wire) {

@@ -259,6 +259,9 @@ fn rule_105_half_open_datagrams_move_when_their_endpoint_is_gone(family: IpFamil
     last.goes(&node, Outcome::RequestNew, &last.opening());
     last.comes(&node, Outcome::ReplyFirst, &last.answer());
     last.goes_on(&node);
+    // The first one answers after all: the client must not hear two endpoints in one conversation.
+    node.leaves(POD1, &talk.answer()).is_dropped(Outcome::DropTupleClash);
+    last.goes_on(&node);
 }
 
 fn rule_105_datagrams_stay_while_their_endpoint_serves(family: IpFamily) {

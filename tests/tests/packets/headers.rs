@@ -7,7 +7,7 @@ use fairlead_tests::packet::{Checksum, Node, Packet, Wire, internet_checksum};
 use proxy_agent::model::{IpFamily, Protocol};
 use proxy_common::Outcome;
 
-use crate::cases::{Talk, TARGET, at, out_of, to_remote, unreachable_for, web};
+use crate::cases::{TARGET, Talk, at, out_of, to_remote, unreachable_for, web};
 
 wires! {
     a_first_fragment_is_translated,

@@ -62,8 +62,7 @@ fn a_process_of_the_node_takes_the_address_of_the_way_to_the_endpoint(wire: Wire
     let expected = answer.clone().from(vip).to(process).on_wire(PORT1.peer, UPLINK.mac);
     node.arrives(PORT1, &answer).is_redirected(Outcome::ReplyFirst, &expected);
     let further = wire.talk(process, vip).on_wire(UPLINK.mac, UPLINK.peer);
-    node.sends(UPLINK, &further)
-        .is_redirected(Outcome::Request, &further.clone().from(on_bridge).to(endpoint));
+    node.sends(UPLINK, &further).is_redirected(Outcome::Request, &further.clone().from(on_bridge).to(endpoint));
 }
 
 fn rule_74_a_process_of_the_node_reaches_an_endpoint_that_is_the_node(wire: Wire) {

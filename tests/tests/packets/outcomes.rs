@@ -18,17 +18,13 @@ fn shown_by(outcome: Outcome) -> fn() {
         Outcome::RequestNew | Outcome::Request | Outcome::ReplyFirst | Outcome::Reply => {
             || flows::the_first_packet_goes_to_an_endpoint_and_the_reply_comes_from_the_service(Wire::TCP_V4)
         }
-        Outcome::RequestHalfOpen => {
-            || flows::a_second_packet_before_the_reply_goes_to_the_same_endpoint(Wire::TCP_V4)
-        }
+        Outcome::RequestHalfOpen => || flows::a_second_packet_before_the_reply_goes_to_the_same_endpoint(Wire::TCP_V4),
         Outcome::ReplyUnconfirmed => || flows::a_reset_from_the_endpoint_does_not_confirm_a_flow(IpFamily::V4),
         Outcome::DirectRewritten => || tuples::a_direct_packet_on_a_services_tuple_gets_another_port(Wire::TCP_V4),
         Outcome::RejectNoEndpoint => || reject::rule_54_a_syn_without_any_endpoint_is_reset(IpFamily::V4),
         Outcome::RejectUnknownPort => || reject::rule_66_an_unknown_port_of_a_cluster_ip_is_refused(IpFamily::V4),
         Outcome::RejectNoFlow => || reject::a_segment_in_mid_stream_without_a_flow_is_reset(IpFamily::V4),
-        Outcome::DropNoLocalEndpoint => {
-            || policy::rule_54_a_local_policy_without_an_endpoint_here_drops(Wire::TCP_V4)
-        }
+        Outcome::DropNoLocalEndpoint => || policy::rule_54_a_local_policy_without_an_endpoint_here_drops(Wire::TCP_V4),
         Outcome::DropFlowsFull => {
             || limits::when_flows_is_full_new_flows_are_dropped_and_established_ones_work(Wire::TCP_V4)
         }

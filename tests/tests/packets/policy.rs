@@ -34,7 +34,10 @@ fn chosen(node: &Node, wire: Wire) -> BTreeSet<SocketAddr> {
         .collect()
 }
 
-fn endpoints<const N: usize>(wire: Wire, addrs: [fn(proxy_agent::model::IpFamily) -> std::net::IpAddr; N]) -> BTreeSet<SocketAddr> {
+fn endpoints<const N: usize>(
+    wire: Wire,
+    addrs: [fn(proxy_agent::model::IpFamily) -> std::net::IpAddr; N],
+) -> BTreeSet<SocketAddr> {
     addrs.map(|addr| wire.at(addr, TARGET)).into()
 }
 

@@ -52,11 +52,9 @@ pub(crate) fn rule_54_a_syn_without_any_endpoint_is_reset(family: IpFamily) {
     node.arrives(POD1, &syn).is_answered(Outcome::RejectNoEndpoint, &reset_for(&syn, ACK, 0, 0x1000_0001));
     // Data in a SYN is counted as well (RFC 9293 §3.10.7.1), and so is a FIN.
     let fast_open = syn.carrying(b"GET /");
-    node.arrives(POD1, &fast_open)
-        .is_answered(Outcome::RejectNoEndpoint, &reset_for(&fast_open, ACK, 0, 0x1000_0006));
+    node.arrives(POD1, &fast_open).is_answered(Outcome::RejectNoEndpoint, &reset_for(&fast_open, ACK, 0, 0x1000_0006));
     let christmas = talk.segment(SYN | FIN).carrying(b"abc");
-    node.arrives(POD1, &christmas)
-        .is_answered(Outcome::RejectNoEndpoint, &reset_for(&christmas, ACK, 0, 0x1000_0005));
+    node.arrives(POD1, &christmas).is_answered(Outcome::RejectNoEndpoint, &reset_for(&christmas, ACK, 0, 0x1000_0005));
 }
 
 fn rule_54_a_datagram_without_any_endpoint_is_unreachable(family: IpFamily) {
@@ -73,8 +71,7 @@ pub(crate) fn a_segment_in_mid_stream_without_a_flow_is_reset(family: IpFamily) 
     let (node, talk) = to_remote(tcp(family));
     for (flags, payload) in [(ACK, b"".as_slice()), (ACK | PSH, b"data"), (ACK | FIN, b""), (SYN | ACK, b"")] {
         let segment = talk.segment(flags).carrying(payload).numbered(7, 0xdead_beef);
-        node.arrives(POD1, &segment)
-            .is_answered(Outcome::RejectNoFlow, &reset_for(&segment, 0, 0xdead_beef, 0));
+        node.arrives(POD1, &segment).is_answered(Outcome::RejectNoFlow, &reset_for(&segment, 0, 0xdead_beef, 0));
     }
     // Without an ACK, the answer acknowledges what came.
     for (flags, payload, acknowledged) in [(0, b"".as_slice(), 0), (PSH, b"four", 4), (FIN, b"12", 3)] {
@@ -100,8 +97,7 @@ pub(crate) fn rule_66_an_unknown_port_of_a_cluster_ip_is_refused(family: IpFamil
     node.arrives(POD1, &data).is_answered(Outcome::RejectUnknownPort, &reset_for(&data, 0, 0x5000_0001, 0));
     // The same number in another protocol is another port.
     let datagram = at(POD1, Packet::udp(talk.client, talk.vip, b"hello"));
-    node.arrives(POD1, &datagram)
-        .is_answered(Outcome::RejectUnknownPort, &unreachable_for(&datagram, quote(family)));
+    node.arrives(POD1, &datagram).is_answered(Outcome::RejectUnknownPort, &unreachable_for(&datagram, quote(family)));
 }
 
 fn a_reset_to_an_unknown_port_is_not_answered(family: IpFamily) {

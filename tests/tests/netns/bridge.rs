@@ -9,7 +9,10 @@ use fairlead_lab::{
 
 use crate::cell::{Cluster, Combo};
 
-matrix! { a_bridged_frame_to_another_host_is_left_alone }
+matrix! {
+    a_bridged_frame_to_another_host_is_left_alone,
+    a_first_packet_to_an_unresolved_neighbour_arrives,
+}
 
 /// A frame to a Service's address that is addressed, at layer 2, to another host on the bridge (a virtual machine,
 /// another node): it reaches that host as it was sent.
@@ -48,5 +51,25 @@ fn a_bridged_frame_to_another_host_is_left_alone(cluster: &Cluster, Combo { v6, 
         "the frame was translated to the endpoint:\n{}",
         capture::show(&at_endpoint)
     );
+    Ok(())
+}
+
+/// Neighbours expire and pods are new: the first packet of a connection may find nobody resolved. On a bridge it is then
+/// routed by the node, once, for want of a MAC address to write.
+fn a_first_packet_to_an_unresolved_neighbour_arrives(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+    let (service, client, pod) = (cluster.service("cold"), &cluster.lab.client, &cluster.lab.pods[2]);
+    let ask = Ask::new(proto, service.vip(v6));
+    service.serve(&service.pods(&[2]), &client.ns, ask)?;
+    for _ in 0..3 {
+        for ns in [&cluster.lab.node.ns, &client.ns, &pod.ns] {
+            ns.output("ip", &["neigh", "flush", "all"])?;
+        }
+        let opened = ask.open(&client.ns)?;
+        let mut conversation = opened.map_err(|outcome| anyhow::anyhow!("without neighbours: {outcome}"))?;
+        for round in 0..3 {
+            let attempt = conversation.ask();
+            ensure!(attempt.outcome.server() == Some("pod-c"), "without neighbours, request {round}: {attempt}");
+        }
+    }
     Ok(())
 }

@@ -11,9 +11,9 @@ use fairlead_lab::{Ask, Conversation, Outcome, Proto};
 use crate::cell::{Cluster, Combo, PATIENCE};
 
 matrix! {
-    a_udp_socket_moves_when_its_endpoint_goes,
-    a_udp_socket_is_refused_when_the_last_endpoint_goes,
-    an_established_connection_outlives_endpoint_service_and_agent,
+    rule_105_a_udp_socket_moves_when_its_endpoint_goes,
+    rule_105_a_udp_socket_is_refused_when_the_last_endpoint_goes,
+    rule_65_an_established_connection_outlives_endpoint_service_and_agent,
     services_work_without_the_agent_and_the_next_one_catches_up,
 }
 
@@ -42,7 +42,7 @@ fn moves(conversation: &mut Conversation, before: &str, wanted: impl Fn(&Outcome
     }
 }
 
-fn a_udp_socket_moves_when_its_endpoint_goes(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+fn rule_105_a_udp_socket_moves_when_its_endpoint_goes(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
     if proto == Proto::Tcp {
         return Ok(());
     }
@@ -67,7 +67,10 @@ fn a_udp_socket_moves_when_its_endpoint_goes(cluster: &Cluster, Combo { v6, prot
 }
 
 /// Real kube-proxy lets such a flow go on to the dead Pod; a refusal is what tells a client to look elsewhere.
-fn a_udp_socket_is_refused_when_the_last_endpoint_goes(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+fn rule_105_a_udp_socket_is_refused_when_the_last_endpoint_goes(
+    cluster: &Cluster,
+    Combo { v6, proto }: Combo,
+) -> Result<()> {
     if proto == Proto::Tcp {
         return Ok(());
     }
@@ -82,8 +85,8 @@ fn a_udp_socket_is_refused_when_the_last_endpoint_goes(cluster: &Cluster, Combo 
     Ok(())
 }
 
-/// kube-proxy rule 65: established TCP is left to finish, whatever becomes of its Service.
-fn an_established_connection_outlives_endpoint_service_and_agent(
+/// Established TCP is left to finish, whatever becomes of its Service.
+fn rule_65_an_established_connection_outlives_endpoint_service_and_agent(
     cluster: &Cluster,
     Combo { v6, proto }: Combo,
 ) -> Result<()> {

@@ -9,7 +9,7 @@ use crate::cell::{Cluster, Combo, answered, eventually};
 
 matrix! {
     a_local_node_port_keeps_the_clients_address,
-    a_local_node_port_without_local_endpoint_is_silent,
+    rule_54_a_local_node_port_without_local_endpoint_is_silent,
 }
 
 fn a_local_node_port_keeps_the_clients_address(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
@@ -31,7 +31,10 @@ fn a_local_node_port_keeps_the_clients_address(cluster: &Cluster, Combo { v6, pr
 }
 
 /// A load balancer must find out by its health check, not by a refusal that ends the client's attempt.
-fn a_local_node_port_without_local_endpoint_is_silent(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+fn rule_54_a_local_node_port_without_local_endpoint_is_silent(
+    cluster: &Cluster,
+    Combo { v6, proto }: Combo,
+) -> Result<()> {
     let (service, ext) = (cluster.node_port_service("np-none"), &cluster.lab.ext);
     let ask = Ask::new(proto, service.node_port(v6));
     service.serve(&service.pods(&[0]), &ext.ns, ask)?;

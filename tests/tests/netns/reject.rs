@@ -8,7 +8,7 @@ use fairlead_lab::{Ask, Namespace, Outcome};
 use crate::cell::{Cluster, Combo, answered, eventually, refused};
 
 matrix! {
-    a_service_without_endpoints_is_refused_at_once,
+    rule_54_a_service_without_endpoints_is_refused_at_once,
     an_unknown_port_of_a_cluster_ip_is_refused_at_once,
 }
 
@@ -17,8 +17,8 @@ fn askers(cluster: &Cluster) -> [&Namespace; 3] {
     [&cluster.lab.client.ns, &cluster.lab.node.ns, &cluster.lab.ext.ns]
 }
 
-/// kube-proxy rule 54.
-fn a_service_without_endpoints_is_refused_at_once(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+/// No endpoint anywhere: refused, from wherever it is asked.
+fn rule_54_a_service_without_endpoints_is_refused_at_once(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
     let service = cluster.service("empty");
     let ask = Ask::new(proto, service.vip(v6));
     service.serve(&service.pods(&[0]), &cluster.lab.client.ns, ask)?;

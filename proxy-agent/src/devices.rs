@@ -262,6 +262,13 @@ impl Devices {
         let role = select::role_name(Some(next.role));
         let took_us = began.elapsed().as_micros() as u64;
         tracing::info!(device = %next.name, ifindex = index, role, took_us, "device served");
+        if next.foreign_egress {
+            tracing::warn!(
+                device = %next.name,
+                "a foreign clsact filter stands at egress, Fairlead's behind it: if that filter ends with TC_ACT_OK instead \
+                 of TC_ACT_UNSPEC, replies are not translated here; --attach=tcx puts Fairlead in front"
+            );
+        }
         for hook in Hook::ALL {
             let programs = attach::tcx_programs(&next.name, hook);
             let strangers = attach::out_of_place(&programs, hook);

@@ -140,7 +140,11 @@ async fn start(config: Config) -> anyhow::Result<Tasks> {
 
 async fn source(config: &Config, node: &str) -> anyhow::Result<Box<dyn Source>> {
     Ok(match &config.source {
-        config::Source::Manifests(dir) => Box::new(Folder::new(dir, node)),
+        config::Source::Manifests(dir) => {
+            std::fs::read_dir(dir)
+                .with_context(|| format!("cannot read {}; --manifests wants a folder of YAML files", dir.display()))?;
+            Box::new(Folder::new(dir, node))
+        }
         config::Source::Kubeconfig(file) => {
             Box::new(KubeApi::from_kubeconfig(file, config.api_server.as_deref(), node).await?)
         }

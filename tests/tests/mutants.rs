@@ -49,7 +49,13 @@ const MUTANTS: [Mutant; 13] = [
 fn packet_tier() -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let arguments = ["test", "--no-run", "--message-format=json", "-p", env!("CARGO_PKG_NAME"), "--test", "packets"];
-    let output = Command::new(cargo)
+    let mut build = Command::new(cargo);
+    // What cargo tells this test about its own package would make build scripts of others run anew.
+    let own = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_EXE_"];
+    for (name, _) in std::env::vars_os().filter(|(name, _)| own.iter().any(|o| name.to_string_lossy().starts_with(o))) {
+        build.env_remove(name);
+    }
+    let output = build
         .args(arguments)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .stderr(Stdio::inherit())

@@ -22,7 +22,7 @@ pub(super) fn main(args: PinArgs) -> anyhow::Result<ExitCode> {
         anyhow::bail!("cannot detach programs as an ordinary user; run as root (CAP_BPF, CAP_NET_ADMIN)");
     }
     let _lock = match fs::symlink_metadata(pins.path()) {
-        Ok(_) => Some(pins.try_lock()?),
+        Ok(_) => Some(pins.lock_existing()?),
         Err(e) if e.kind() == io::ErrorKind::NotFound => None,
         Err(source) => return Err(PinError::Io { op: "look at", path: pins.path().to_owned(), source }.into()),
     };

@@ -8,7 +8,8 @@ use serde::Serialize;
 
 use super::{Row, pins, show};
 use crate::args::ShowArgs;
-use crate::dataplane::attach::{Hook, Links};
+use crate::dataplane::attach::Hook;
+use crate::dataplane::attach::links::Links;
 use crate::devices::select::{ROLES, role_name};
 use crate::devices::{DeviceMap, netlink};
 

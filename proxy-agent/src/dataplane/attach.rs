@@ -4,19 +4,21 @@
 //! tcx runs before clsact on both: where a foreign clsact filter stands at egress, ours stands behind it in clsact.
 //! Programs that are not ours are never touched.
 
+pub mod links;
+
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 
 use aya::programs::links::{FdLink, Link as _, LinkError};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 
 use super::load::{EGRESS_STUB, INGRESS_STUB, LoadError, Programs};
-use super::pin::{self, PinLock, PinRoot};
-use super::sys::{self, TcxLink};
+use super::pin::{PinLock, PinRoot};
+use super::sys;
 use crate::args::AttachMode;
+use links::Links;
 
 /// Where a program stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,10 +101,14 @@ pub struct AttachError {
     hook: &'static str,
     device: String,
     ifindex: u32,
-    source: Cause,
+    source: Box<Cause>,
 }
 
 impl AttachError {
+    fn new(op: &'static str, hook: Hook, device: &str, ifindex: u32, source: Cause) -> Self {
+        Self { op, hook: hook.name(), device: device.to_owned(), ifindex, source: Box::new(source) }
+    }
+
     /// True if the device went away meanwhile: its end will be heard of.
     pub fn device_is_gone(&self) -> bool {
         self.source.os_error().is_some_and(|code| code == libc::ENODEV || code == libc::ENXIO)
@@ -182,17 +188,11 @@ impl Attacher {
         for hook in Hook::ALL {
             let result = match means(self.mode, self.tcx, hook, target.foreign_egress) {
                 Means::Tcx => self.attach_tcx(target, hook).and_then(|()| remove_filter(target.name, hook).map(drop)),
-                Means::Clsact => {
-                    self.attach_filter(target, hook).and_then(|()| self.links.remove(target.ifindex, hook).map(drop))
-                }
+                Means::Clsact => self
+                    .attach_filter(target, hook)
+                    .and_then(|()| self.links.remove(target.ifindex, hook).map(drop).map_err(Cause::from)),
             };
-            result.map_err(|source| AttachError {
-                op: "attach",
-                hook: hook.name(),
-                device: target.name.to_owned(),
-                ifindex: target.ifindex,
-                source,
-            })?;
+            result.map_err(|source| AttachError::new("attach", hook, target.name, target.ifindex, source))?;
         }
         Ok(())
     }
@@ -200,14 +200,8 @@ impl Attacher {
     /// Detaches both stubs from a device that stays.
     pub fn detach(&mut self, ifindex: u32, name: &str) -> Result<(), AttachError> {
         for hook in Hook::ALL {
-            let result = self.links.remove(ifindex, hook).and_then(|_| remove_filter(name, hook));
-            result.map_err(|source| AttachError {
-                op: "detach",
-                hook: hook.name(),
-                device: name.to_owned(),
-                ifindex,
-                source,
-            })?;
+            let result = self.links.remove(ifindex, hook).map_err(Cause::from).and_then(|_| remove_filter(name, hook));
+            result.map_err(|source| AttachError::new("detach", hook, name, ifindex, source))?;
         }
         Ok(())
     }
@@ -308,76 +302,9 @@ fn remove_filter(device: &str, hook: Hook) -> Result<bool, Cause> {
 pub fn remove_filters(device: &str) -> Result<bool, AttachError> {
     let mut any = false;
     for hook in Hook::ALL {
-        any |= remove_filter(device, hook).map_err(|source| AttachError {
-            op: "detach",
-            hook: hook.name(),
-            device: device.to_owned(),
-            ifindex: 0,
-            source,
-        })?;
+        any |= remove_filter(device, hook).map_err(|source| AttachError::new("detach", hook, device, 0, source))?;
     }
     Ok(any)
-}
-
-/// The pinned tcx links: `<network namespace>-<ifindex>-<hook>`.
-#[derive(Debug)]
-pub struct Links {
-    dir: PathBuf,
-    netns: u64,
-}
-
-/// A pinned link, by its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PinnedLink {
-    /// Inode of the network namespace.
-    pub netns: u64,
-    /// ifindex there.
-    pub ifindex: u32,
-    /// Hook.
-    pub hook: Hook,
-}
-
-impl PinnedLink {
-    fn parse(name: &str) -> Option<Self> {
-        let mut parts = name.splitn(3, '-');
-        let netns = parts.next()?.parse().ok()?;
-        let ifindex = parts.next()?.parse().ok()?;
-        let hook = parts.next()?;
-        let hook = Hook::ALL.into_iter().find(|h| h.name() == hook)?;
-        Some(Self { netns, ifindex, hook })
-    }
-}
-
-impl Links {
-    /// The links of this process' network namespace.
-    pub fn new(pins: &PinRoot) -> io::Result<Self> {
-        Ok(Self { dir: pins.links(), netns: sys::netns_inode()? })
-    }
-
-    fn path(&self, ifindex: u32, hook: Hook) -> PathBuf {
-        self.dir.join(format!("{}-{ifindex}-{}", self.netns, hook.name()))
-    }
-
-    /// Every pinned link of this network namespace.
-    pub fn own(&self) -> io::Result<Vec<PinnedLink>> {
-        let names = pin::names(&self.dir)?;
-        Ok(names.iter().filter_map(|name| PinnedLink::parse(name)).filter(|link| link.netns == self.netns).collect())
-    }
-
-    /// What a link is attached to; `None` if it is not pinned.
-    pub fn look(&self, ifindex: u32, hook: Hook) -> io::Result<Option<TcxLink>> {
-        let link = sys::open_pin(&self.path(ifindex, hook))?;
-        Ok(link.map(|link| sys::tcx_link(link.as_fd())).transpose()?.flatten())
-    }
-
-    /// Unpins a link, which detaches it; true if there was one.
-    fn remove(&self, ifindex: u32, hook: Hook) -> Result<bool, Cause> {
-        match std::fs::remove_file(self.path(ifindex, hook)) {
-            Ok(()) => Ok(true),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error.into()),
-        }
-    }
 }
 
 /// Names of the tcx programs on a device's hook, ours included, in the order in which they run.
@@ -423,15 +350,6 @@ mod tests {
         assert!(is_own_filter(u16::MAX, HANDLE.into()));
         assert!(!is_own_filter(2, HANDLE.into()));
         assert!(!is_own_filter(1, 1));
-    }
-
-    #[test]
-    fn a_pins_name_says_namespace_device_and_hook() {
-        let link = PinnedLink { netns: 4_026_531_840, ifindex: 7, hook: Hook::Egress };
-        assert_eq!(PinnedLink::parse("4026531840-7-egress"), Some(link));
-        for bad in ["4026531840-7", "x-7-egress", "1-2-sideways", ""] {
-            assert_eq!(PinnedLink::parse(bad), None, "{bad}");
-        }
     }
 
     #[test]

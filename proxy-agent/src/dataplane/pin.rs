@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use proxy_common::ABI_VERSION;
 
@@ -145,10 +146,23 @@ impl PinRoot {
     /// Takes the right to change the pins, or says that another process has it. Makes the directories.
     pub fn lock(&self) -> Result<PinLock, PinError> {
         self.prepare()?;
+        self.lock_existing()
+    }
+
+    /// The same for a directory that exists. A process that is just ending is waited for.
+    pub fn lock_existing(&self) -> Result<PinLock, PinError> {
+        const PAUSE: Duration = Duration::from_millis(50);
+        const PAUSES: u32 = 40;
+        for _ in 0..PAUSES {
+            match self.try_lock() {
+                Err(PinError::Busy { .. }) => std::thread::sleep(PAUSE),
+                result => return result,
+            }
+        }
         self.try_lock()
     }
 
-    /// The same for a directory that exists.
+    /// The same without waiting.
     pub fn try_lock(&self) -> Result<PinLock, PinError> {
         let failed = |source| PinError::Io { op: "lock", path: self.root.clone(), source };
         let dir = std::fs::File::open(&self.root).map_err(failed)?;
@@ -209,6 +223,19 @@ mod tests {
         let pins = PinRoot::new("/proc/nowhere/x".into()).unwrap();
         let error = pins.prepare().unwrap_err().to_string();
         assert!(error.contains("/proc is on no BPF file system") && error.contains("mount -t bpf"), "{error}");
+    }
+
+    #[test]
+    fn only_one_at_a_time_changes_the_pins() {
+        let dir = tempfile::tempdir().unwrap();
+        let pins = PinRoot::new(dir.path().to_owned()).unwrap();
+        let lock = pins.try_lock().unwrap();
+        assert!(matches!(pins.try_lock(), Err(PinError::Busy { .. })));
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            drop(lock);
+        });
+        pins.lock_existing().unwrap();
     }
 
     #[test]

@@ -309,7 +309,8 @@ pub fn is_bpffs(path: &Path) -> io::Result<bool> {
     if unsafe { libc::statfs(path.as_ptr(), &mut stat) } != 0 {
         return Err(Error::last_os_error());
     }
-    Ok(stat.f_type as i64 == libc::BPF_FS_MAGIC as i64)
+    // The types of both differ between architectures and C libraries; the number has 32 bits.
+    Ok(u32::try_from(stat.f_type).ok() == u32::try_from(libc::BPF_FS_MAGIC).ok())
 }
 
 /// Mounts a BPF file system.

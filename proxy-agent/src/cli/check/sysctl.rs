@@ -49,7 +49,7 @@ fn port_range(report: &mut Report) {
             ),
         ),
         Some((low, high)) => {
-            report.add(Weight::Ok, format!("local ports {low}-{high}, reserved: {}", or_none(&reserved)))
+            report.add(Weight::Ok, format!("local ports {low}-{high}, reserved: {}", or_none(&reserved)));
         }
         None => {}
     }

@@ -1,0 +1,84 @@
+//! The pins of tcx links. A link lives as long as its pin or a descriptor does, and while it lives it is attached.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use super::Hook;
+use crate::dataplane::pin::{self, PinRoot};
+use crate::dataplane::sys::{self, TcxLink};
+
+/// The pinned tcx links: `<network namespace>-<ifindex>-<hook>`.
+#[derive(Debug)]
+pub struct Links {
+    dir: PathBuf,
+    netns: u64,
+}
+
+/// A pinned link, by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PinnedLink {
+    /// Inode of the network namespace.
+    pub netns: u64,
+    /// ifindex there.
+    pub ifindex: u32,
+    /// Hook.
+    pub hook: Hook,
+}
+
+impl PinnedLink {
+    fn parse(name: &str) -> Option<Self> {
+        let mut parts = name.splitn(3, '-');
+        let netns = parts.next()?.parse().ok()?;
+        let ifindex = parts.next()?.parse().ok()?;
+        let hook = parts.next()?;
+        let hook = Hook::ALL.into_iter().find(|h| h.name() == hook)?;
+        Some(Self { netns, ifindex, hook })
+    }
+}
+
+impl Links {
+    /// The links of this process' network namespace.
+    pub fn new(pins: &PinRoot) -> io::Result<Self> {
+        Ok(Self { dir: pins.links(), netns: sys::netns_inode()? })
+    }
+
+    pub(super) fn path(&self, ifindex: u32, hook: Hook) -> PathBuf {
+        self.dir.join(format!("{}-{ifindex}-{}", self.netns, hook.name()))
+    }
+
+    /// Every pinned link of this network namespace.
+    pub fn own(&self) -> io::Result<Vec<PinnedLink>> {
+        let names = pin::names(&self.dir)?;
+        Ok(names.iter().filter_map(|name| PinnedLink::parse(name)).filter(|link| link.netns == self.netns).collect())
+    }
+
+    /// What a link is attached to; `None` if it is not pinned.
+    pub fn look(&self, ifindex: u32, hook: Hook) -> io::Result<Option<TcxLink>> {
+        let link = sys::open_pin(&self.path(ifindex, hook))?;
+        Ok(link.map(|link| sys::tcx_link(link.as_fd())).transpose()?.flatten())
+    }
+
+    /// Unpins a link, which detaches it; true if there was one.
+    pub(super) fn remove(&self, ifindex: u32, hook: Hook) -> io::Result<bool> {
+        match std::fs::remove_file(self.path(ifindex, hook)) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pins_name_says_namespace_device_and_hook() {
+        let link = PinnedLink { netns: 4_026_531_840, ifindex: 7, hook: Hook::Egress };
+        assert_eq!(PinnedLink::parse("4026531840-7-egress"), Some(link));
+        for bad in ["4026531840-7", "x-7-egress", "1-2-sideways", ""] {
+            assert_eq!(PinnedLink::parse(bad), None, "{bad}");
+        }
+    }
+}

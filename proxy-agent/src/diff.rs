@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use proxy_common::abi::{self, filter};
 
-use crate::dataplane::{Capacities, Change, DataplaneError, Free, MapName, MapOp, Subject, Tuple};
+use crate::dataplane::{Capacities, Change, DataplaneError, Free, MapName, MapOp, PortWord, Subject, Tuple};
 use crate::model::{IpFamily, ObjectName, PortKey};
-use crate::plan::ids::Ids;
+use crate::plan::ids::{Ids, Room};
 use crate::plan::{Desired, PortPlan};
 
 mod batch;
@@ -64,12 +64,14 @@ pub struct Ledger {
     node_ports: BTreeMap<u32, u64>,
     /// How many keys of `SERVICES` stand under a NodePort.
     node_port_uses: HashMap<u16, u32>,
+    /// NodePorts whose keys changed and whose bit has not followed yet.
+    node_port_lags: BTreeSet<u16>,
     filter: FilterBits,
     node_addrs: BTreeMap<IpAddr, u32>,
     /// When ports come to rest after a change of their runs. A port may stand here too early, never too late.
     deadlines: BTreeSet<(Duration, PortKey)>,
-    /// Names of ports that an earlier agent left and nobody can use.
-    stale_names: Vec<u32>,
+    /// Ports that an earlier agent left beside another id for the same port.
+    stale_ports: Vec<(u32, abi::Port)>,
 }
 
 impl Ledger {
@@ -156,7 +158,10 @@ impl Ledger {
                 change.commit.push(MapOp::StoreLive { endpoint_id: id as u32, generation });
             }
         }
-        for id in &self.stale_names {
+        for (id, words) in &self.stale_ports {
+            for word in PortWord::ALL.into_iter().filter(|word| word.get(words) != 0) {
+                change.commit.push(MapOp::StorePort { port_id: *id, word, value: 0 });
+            }
             change.retire.push(MapOp::DeleteName { port_id: *id });
             change.frees.push(Free::Port { id: *id });
         }
@@ -185,6 +190,11 @@ impl Ledger {
         self.services.keys()
     }
 
+    /// How much room is left for ids and slots.
+    pub fn room(&self) -> Room {
+        self.ids.room()
+    }
+
     /// True if the Service was brought to what was wanted at least once.
     pub fn is_installed(&self, service: &ObjectName) -> bool {
         self.services.get(service).is_some_and(|held| held.installed)
@@ -194,7 +204,7 @@ impl Ledger {
     pub fn finish(&mut self, change: &Change, desired: Option<&Desired>) {
         let name = match &change.subject {
             Subject::Service(name) => name,
-            Subject::Leftovers => return self.stale_names.clear(),
+            Subject::Leftovers => return self.stale_ports.clear(),
             Subject::Node => return,
         };
         let Some(held) = self.services.get_mut(name) else { return };
@@ -338,6 +348,10 @@ impl Ledger {
         }
         for tuple in batch.deletes().filter(|tuple| tuple.addr.is_unspecified()) {
             *uses.entry(tuple.port).or_default() -= 1;
+        }
+        // Of an earlier change that went halfway.
+        for port in &self.node_port_lags {
+            uses.entry(*port).or_default();
         }
         let mut words: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
         for (port, change) in uses {

@@ -1,4 +1,4 @@
-//! Plain types of the objects that the proxy reads: only the fields that kube-proxy reads (`docs/kube-proxy-rules.md`).
+//! Plain types of the objects that the proxy reads: only the fields that kube-proxy reads.
 //!
 //! No kube, aya or tokio here: sources decode into these types, everything behind them knows nothing else.
 

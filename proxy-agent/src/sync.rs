@@ -123,6 +123,11 @@ impl<D: Dataplane> Sync<D> {
         &self.board
     }
 
+    /// What the kernel holds.
+    pub const fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
     /// The maps.
     pub const fn dataplane(&self) -> &D {
         &self.dataplane

@@ -2,3 +2,4 @@
 
 pub mod controlplane;
 pub mod packet;
+pub mod scenario;

@@ -2,13 +2,13 @@
 //!
 //! Serves tests, and dry runs that need no privilege.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use proxy_common::abi::{self, Run};
+use proxy_common::abi;
 
-use super::{Capacities, Dataplane, DataplaneError, Grace, MapOp, PortWord, Slot, Snapshot};
+use super::{Capacities, Dataplane, DataplaneError, Grace, MapOp, Slot, Snapshot};
 use crate::model::IpFamily;
 
 /// Decides for each write whether it fails.
@@ -111,13 +111,19 @@ impl Shared {
         self.check_room(op)?;
         match op {
             MapOp::PutService { tuple, service } => {
-                if !self.maps.ports.contains_key(&service.port_id) {
-                    self.violation(format!("{tuple} names port id {}, which was never written", service.port_id));
+                if !self.maps.names.contains_key(&service.port_id) {
+                    self.violations.push(format!("{tuple} leads to port id {}, which has no name", service.port_id));
                 }
-                self.maps.services.insert(*tuple, *service);
+                let before = self.maps.services.get(tuple).map(|service| service.port_id);
+                self.watching(before.into_iter().chain([service.port_id]), |maps| {
+                    maps.services.insert(*tuple, *service);
+                });
             }
             MapOp::DeleteService { tuple } => {
-                self.maps.services.remove(tuple);
+                let before = self.maps.services.get(tuple).map(|service| service.port_id);
+                self.watching(before, |maps| {
+                    maps.services.remove(tuple);
+                });
             }
             MapOp::PutClusterIp { addr } => {
                 self.maps.cluster_ips.insert(*addr);
@@ -125,7 +131,13 @@ impl Shared {
             MapOp::DeleteClusterIp { addr } => {
                 self.maps.cluster_ips.remove(addr);
             }
-            MapOp::StorePort { port_id, word, value } => self.store_port(*port_id, *word, *value),
+            MapOp::StorePort { port_id, word, value } => self.watching([*port_id], |maps| {
+                let port = maps.ports.entry(*port_id).or_insert(abi::Port::UNUSED);
+                word.set(port, *value);
+                if *port == abi::Port::UNUSED {
+                    maps.ports.remove(port_id);
+                }
+            }),
             MapOp::PutSlot { index, slot } => self.put_slot(*index, slot),
             MapOp::StoreLive { endpoint_id, generation } => {
                 self.maps.live.insert(*endpoint_id, *generation);
@@ -186,56 +198,44 @@ impl Shared {
         Err(DataplaneError::full(format!("add {key} to"), op.map(), &maps.capacities))
     }
 
-    fn store_port(&mut self, port_id: u32, word: PortWord, value: u64) {
-        let before = self.runs_of(port_id);
-        let port = self.maps.ports.entry(port_id).or_insert(abi::Port::UNUSED);
-        word.set(port, value);
-        if *port == abi::Port::UNUSED && !self.maps.names.contains_key(&port_id) {
-            self.maps.ports.remove(&port_id);
-        }
-        let Some(family) = self.maps.names.get(&port_id).map(|key| key.family) else {
-            if value != 0 {
-                self.violation(format!("port id {port_id} was written before its name"));
+    /// Makes a change to what leads to these ports, or to their words, and notes which slots it puts out of reach: a
+    /// packet may still be reading them until the next grace period ends.
+    fn watching(&mut self, ports: impl IntoIterator<Item = u32>, change: impl FnOnce(&mut Snapshot)) {
+        let ports: Vec<_> = ports.into_iter().map(|id| (id, self.reachable(id))).collect();
+        change(&mut self.maps);
+        for (id, before) in ports {
+            let Some(family) = self.maps.names.get(&id).map(|key| key.family) else { continue };
+            let (after, until) = (self.reachable(id), self.graces + 1);
+            self.draining.extend(before.difference(&after).map(|index| ((family, *index), until)));
+            for index in after.difference(&before) {
+                let owner = self.maps.slots(family).get(index).map(|slot| slot.owner);
+                if owner != Some(id) {
+                    let text = format!("port id {id} names slot {index} of {family}, whose owner is {owner:?}");
+                    self.violations.push(text);
+                }
             }
-            return;
-        };
-        // A slot that leaves the port's last run may still be read until the next grace period ends.
-        let after = self.runs_of(port_id);
-        let until = self.graces + 1;
-        for run in before.iter().filter(|run| !after.contains(run)) {
-            self.draining.extend((run.base()..run.base() + run.len()).map(|index| ((family, index), until)));
-        }
-        if word != PortWord::Policy {
-            self.check_run(port_id, family, Run { word: value });
         }
     }
 
-    fn runs_of(&self, port_id: u32) -> Vec<Run> {
+    /// Slots that a packet can reach through a port.
+    fn reachable(&self, port_id: u32) -> BTreeSet<u32> {
+        if !self.maps.services.values().any(|service| service.port_id == port_id) {
+            return BTreeSet::new();
+        }
         let port = self.maps.ports.get(&port_id).copied().unwrap_or(abi::Port::UNUSED);
         let runs = [port.cluster, port.local, port.cluster_settled, port.local_settled];
-        runs.into_iter().filter(|run| !run.is_empty()).collect()
-    }
-
-    fn check_run(&mut self, port_id: u32, family: IpFamily, run: Run) {
-        for index in run.base()..run.base() + run.len() {
-            let owner = self.maps.slots(family).get(&index).map(|slot| slot.owner);
-            if owner != Some(port_id) {
-                self.violation(format!("port id {port_id} names slot {index} of {family}, whose owner is {owner:?}"));
-            }
-        }
+        runs.into_iter().flat_map(|run| run.base()..run.base() + run.len()).collect()
     }
 
     fn put_slot(&mut self, index: u32, slot: &Slot) {
         let family = slot.family();
-        let reached = self.maps.ports.iter().any(|(id, _)| {
-            self.maps.names.get(id).is_some_and(|key| key.family == family)
-                && self.runs_of(*id).iter().any(|run| (run.base()..run.base() + run.len()).contains(&index))
-        });
-        if reached {
-            self.violation(format!("slot {index} of {family} was written while a run names it"));
+        let of_family = self.maps.names.iter().filter(|(_, key)| key.family == family);
+        if let Some((id, key)) = of_family.into_iter().find(|(id, _)| self.reachable(**id).contains(&index)) {
+            let text = format!("slot {index} of {family} was written while {key} (id {id}) names it");
+            self.violations.push(text);
         }
         if self.draining.contains_key(&(family, index)) {
-            self.violation(format!("slot {index} of {family} was written before its grace period ended"));
+            self.violations.push(format!("slot {index} of {family} was written before its grace period ended"));
         }
         let slots = match family {
             IpFamily::V4 => &mut self.maps.slots_v4,
@@ -246,9 +246,5 @@ impl Shared {
         } else {
             slots.insert(index, *slot);
         }
-    }
-
-    fn violation(&mut self, text: String) {
-        self.violations.push(text);
     }
 }

@@ -1,5 +1,6 @@
 //! What the kernel holds of one port: its words, its runs, its endpoints; and how a run moves.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -243,6 +244,9 @@ impl Held {
         if !self.named {
             batch.hidden.push(MapOp::PutName { port_id: self.id, key: plan.key.clone() });
         }
+        for chosen in plan.cluster.endpoints.iter().chain(&plan.local.endpoints) {
+            batch.filter(chosen.addr, filter::ENDPOINT);
+        }
         let mut want = self.words;
         let cluster = self.slots_for(&plan.cluster, means, batch)?;
         let run = self.cluster.turn(&mut want, cluster, plan.cluster.verdict, self.family, means, batch)?;
@@ -290,10 +294,11 @@ impl Held {
         self.cluster.record(&self.words, word, value);
         self.local.record(&self.words, word, value);
         word.set(&mut self.words, value);
-        let reached = self.cluster.current.slots.iter().chain(&self.local.current.slots);
-        let ids: Vec<_> = reached.map(|slot| slot.id).collect();
-        for endpoint in self.endpoints.iter_mut().filter(|endpoint| endpoint.fresh) {
-            endpoint.fresh = !ids.contains(&endpoint.id);
+        if matches!(word, PortWord::Cluster | PortWord::Local) && self.endpoints.iter().any(|endpoint| endpoint.fresh) {
+            // A packet can meet them from now on.
+            let side = if word == PortWord::Cluster { &self.cluster } else { &self.local };
+            let met: HashSet<_> = side.current.slots.iter().map(|slot| slot.id).collect();
+            self.endpoints.iter_mut().for_each(|endpoint| endpoint.fresh &= !met.contains(&endpoint.id));
         }
     }
 
@@ -302,7 +307,12 @@ impl Held {
         let freed = |run: &Run| frees.contains(&Free::Slots { family: self.family, base: run.base(), len: run.len() });
         self.cluster.garbage.retain(|run| !freed(run));
         self.local.garbage.retain(|run| !freed(run));
-        self.endpoints.retain(|endpoint| !frees.contains(&Free::Endpoint { id: endpoint.id }));
+        let gone = frees.iter().filter_map(|free| match free {
+            Free::Endpoint { id } => Some(*id),
+            Free::Slots { .. } | Free::Port { .. } => None,
+        });
+        let gone: HashSet<_> = gone.collect();
+        self.endpoints.retain(|endpoint| !gone.contains(&endpoint.id));
         self.endpoints.iter_mut().for_each(|endpoint| endpoint.fresh = false);
     }
 
@@ -361,7 +371,6 @@ impl Held {
         let side = if cluster { &self.cluster } else { &self.local };
         let (Some(run), Some(next)) = (run, &side.next) else { return };
         for ((index, chosen), slot) in (run.base()..).zip(endpoints).zip(&next.slots) {
-            batch.filter(chosen.addr, filter::ENDPOINT);
             let (endpoint_id, endpoint_gen, owner) = (slot.id, slot.generation, self.id);
             let slot =
                 Slot { addr: chosen.addr, port: chosen.port, flags: slot.flags, endpoint_id, endpoint_gen, owner };

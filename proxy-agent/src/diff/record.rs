@@ -11,11 +11,13 @@ impl Ledger {
             MapOp::PutService { tuple, service } => {
                 if self.tuples.insert(*tuple, *service).is_none() && tuple.addr.is_unspecified() {
                     *self.node_port_uses.entry(tuple.port).or_default() += 1;
+                    self.node_port_lags.insert(tuple.port);
                 }
             }
             MapOp::DeleteService { tuple } => {
                 if self.tuples.remove(tuple).is_some() && tuple.addr.is_unspecified() {
                     self.drop_node_port(tuple.port);
+                    self.node_port_lags.insert(tuple.port);
                 }
             }
             MapOp::PutClusterIp { addr } => {
@@ -41,12 +43,7 @@ impl Ledger {
                     held.named = true;
                 }
             }
-            MapOp::StoreNodePorts { index, bits: 0 } => {
-                self.node_ports.remove(index);
-            }
-            MapOp::StoreNodePorts { index, bits } => {
-                self.node_ports.insert(*index, *bits);
-            }
+            MapOp::StoreNodePorts { index, bits } => self.record_node_ports(*index, *bits),
             MapOp::StoreFilter { index, buckets } => self.filter.record(*index, *buckets),
             MapOp::PutNodeAddr { addr, flags } => {
                 self.node_addrs.insert(*addr, *flags);
@@ -57,6 +54,19 @@ impl Ledger {
             // Slots are known by the runs that name them; a name goes with its port id.
             MapOp::PutSlot { .. } | MapOp::DeleteName { .. } => {}
         }
+    }
+
+    fn record_node_ports(&mut self, index: u32, bits: u64) {
+        if bits == 0 {
+            self.node_ports.remove(&index);
+        } else {
+            self.node_ports.insert(index, bits);
+        }
+        let (uses, words) = (&self.node_port_uses, &self.node_ports);
+        self.node_port_lags.retain(|port| {
+            let word = words.get(&(u32::from(*port) / 64)).copied().unwrap_or(0);
+            uses.contains_key(port) != (word >> (port % 64) & 1 != 0)
+        });
     }
 
     fn drop_node_port(&mut self, port: u16) {

@@ -27,10 +27,11 @@ impl Ledger {
             cluster_ip_uses: HashMap::new(),
             node_ports: maps.node_ports.clone(),
             node_port_uses: HashMap::new(),
+            node_port_lags: BTreeSet::new(),
             filter: FilterBits::new(&maps.filter),
             node_addrs: maps.node_addrs.clone(),
             deadlines: BTreeSet::new(),
-            stale_names: Vec::new(),
+            stale_ports: Vec::new(),
         };
         if let Some(last) = maps.live.last_key_value().map(|(id, _)| *id as usize) {
             ledger.generations.resize(last + 1, 0);
@@ -38,6 +39,10 @@ impl Ledger {
         }
         for tuple in maps.services.keys().filter(|tuple| tuple.addr.is_unspecified()) {
             *ledger.node_port_uses.entry(tuple.port).or_default() += 1;
+            let word = maps.node_ports.get(&(u32::from(tuple.port) / 64)).copied().unwrap_or(0);
+            if word >> (tuple.port % 64) & 1 == 0 {
+                ledger.node_port_lags.insert(tuple.port);
+            }
         }
         for (id, key) in in_use_first(maps) {
             ledger.restore_port(maps, id, key, now);
@@ -60,7 +65,8 @@ impl Ledger {
         let fresh = self.ids.ports.reserve(id);
         if !fresh || self.ports.contains_key(key) {
             // Two ids of one port: an agent ended between giving it a new one and forgetting the old.
-            self.stale_names.extend(fresh.then_some(id));
+            let words = maps.ports.get(&id).copied().unwrap_or(Port::UNUSED);
+            self.stale_ports.extend(fresh.then_some((id, words)));
             return;
         }
         let mut held = Held::new(id, key.family);

@@ -1,1 +1,159 @@
+//! What each event changes.
 
+use super::*;
+use crate::model::{Endpoint, Protocol, ServicePort, ServiceType, SlicePort};
+
+fn name(name: &str) -> ObjectName {
+    ObjectName::new("ns", name)
+}
+
+fn service(of: &str, ip: u8) -> Object {
+    let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 };
+    Object::Service(Service {
+        name: name(of),
+        created_secs: 0,
+        kind: ServiceType::ClusterIp,
+        cluster_ip_v4: Some([10, 96, 0, ip].into()),
+        cluster_ip_v6: None,
+        ports: vec![port],
+        internal_local: false,
+        external_local_asked: false,
+        affinity_secs: None,
+        external_ips: Vec::new(),
+        load_balancer_ips: Vec::new(),
+        health_check_node_port: 0,
+    })
+}
+
+fn slice(of: &str, service: &str, last: u8) -> Object {
+    let addr = [10, 0, 0, last].into();
+    let endpoint = Endpoint { addr, ready: true, serving: true, terminating: false, local: false, hinted: false };
+    Object::Slice(EndpointSlice {
+        name: name(of),
+        service: name(service),
+        family: IpFamily::V4,
+        legacy: false,
+        ports: vec![SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 80 }],
+        endpoints: vec![endpoint],
+    })
+}
+
+fn changed(names: &[&str]) -> Changed {
+    Changed { services: names.iter().map(|n| name(n)).collect(), node: false }
+}
+
+fn slice_names(index: &Index, service: &str) -> Vec<String> {
+    index.slices(&name(service), IpFamily::V4).iter().map(|slice| slice.name.name().to_owned()).collect()
+}
+
+#[test]
+fn an_event_changes_the_service_it_is_about_and_no_other() {
+    let mut index = Index::default();
+    assert_eq!(index.apply(Event::Apply(service("a", 1))), changed(&["a"]));
+    assert_eq!(index.apply(Event::Apply(service("b", 2))), changed(&["b"]));
+    assert_eq!(index.apply(Event::Apply(slice("a-1", "a", 1))), changed(&["a"]));
+    assert_eq!(index.apply(Event::Delete(Kind::EndpointSlice, name("a-1"))), changed(&["a"]));
+    assert_eq!(index.apply(Event::Delete(Kind::Service, name("b"))), changed(&["b"]));
+}
+
+#[test]
+fn rule_33_what_does_not_change_is_no_change() {
+    let mut index = Index::default();
+    index.apply(Event::Apply(service("a", 1)));
+    index.apply(Event::Apply(slice("a-1", "a", 1)));
+    assert!(index.apply(Event::Apply(service("a", 1))).is_empty());
+    assert!(index.apply(Event::Apply(slice("a-1", "a", 1))).is_empty());
+    assert!(index.apply(Event::Delete(Kind::Service, name("b"))).is_empty());
+    assert!(index.apply(Event::Delete(Kind::EndpointSlice, name("b"))).is_empty());
+}
+
+#[test]
+fn rule_49_a_slice_that_changes_its_service_leaves_the_old_one() {
+    let mut index = Index::default();
+    index.apply(Event::Apply(slice("x", "a", 1)));
+    assert_eq!(index.apply(Event::Apply(slice("x", "b", 1))), changed(&["a", "b"]));
+    assert_eq!(slice_names(&index, "a"), Vec::<String>::new());
+    assert_eq!(slice_names(&index, "b"), ["x"]);
+}
+
+#[test]
+fn a_relist_changes_only_what_differs_and_only_when_it_is_complete() {
+    let mut index = Index::default();
+    for (of, ip) in [("a", 1), ("b", 2), ("c", 3), ("d", 4)] {
+        index.apply(Event::Apply(service(of, ip)));
+    }
+    let list = [
+        Event::Init(Kind::Service),
+        Event::InitApply(service("a", 1)),
+        Event::InitApply(service("b", 9)),
+        Event::InitKeep(Kind::Service, name("d")),
+        Event::InitApply(service("e", 5)),
+    ];
+    for event in list {
+        assert!(index.apply(event).is_empty());
+    }
+    assert!(!index.is_synced());
+    assert_eq!(index.apply(Event::InitDone(Kind::Service)), changed(&["b", "c", "e"]));
+    assert!(index.service(&name("c")).is_none());
+    assert!(index.service(&name("d")).is_some(), "it could not be read: what was known stays");
+}
+
+#[test]
+fn a_relist_that_begins_again_forgets_its_first_attempt() {
+    let mut index = Index::default();
+    index.apply(Event::Init(Kind::Service));
+    index.apply(Event::InitApply(service("a", 1)));
+    index.apply(Event::Init(Kind::Service));
+    index.apply(Event::InitApply(service("b", 2)));
+    assert_eq!(index.apply(Event::InitDone(Kind::Service)), changed(&["b"]));
+}
+
+#[test]
+fn a_relist_of_one_kind_leaves_the_other_alone() {
+    let mut index = Index::default();
+    index.apply(Event::Apply(slice("a-1", "a", 1)));
+    index.apply(Event::Init(Kind::Service));
+    assert!(index.apply(Event::InitDone(Kind::Service)).is_empty());
+    assert_eq!(slice_names(&index, "a"), ["a-1"]);
+}
+
+#[test]
+fn rule_5_endpoints_count_only_where_there_is_no_slice() {
+    let mut index = Index::default();
+    let Object::Slice(mut legacy) = slice("a:endpoints", "a", 1) else { unreachable!() };
+    legacy.legacy = true;
+    index.apply(Event::Apply(Object::Slice(legacy)));
+    assert_eq!(slice_names(&index, "a"), ["a:endpoints"]);
+    index.apply(Event::Apply(slice("a-1", "a", 2)));
+    assert_eq!(slice_names(&index, "a"), ["a-1"]);
+    index.apply(Event::Delete(Kind::EndpointSlice, name("a-1")));
+    assert_eq!(slice_names(&index, "a"), ["a:endpoints"]);
+}
+
+#[test]
+fn whoever_asks_for_the_same_address_is_changed_too() {
+    let mut index = Index::default();
+    let claim = Claim::ClusterIp([10, 96, 0, 1].into());
+    index.apply(Event::Apply(service("b", 1)));
+    assert_eq!(index.owner(&claim), Some(&name("b")));
+    // The same age: the first by name has it.
+    assert_eq!(index.apply(Event::Apply(service("a", 1))), changed(&["a", "b"]));
+    assert_eq!(index.owner(&claim), Some(&name("a")));
+    assert_eq!(index.apply(Event::Apply(service("a", 2))), changed(&["a", "b"]));
+    assert_eq!(index.owner(&claim), Some(&name("b")));
+    assert_eq!(index.apply(Event::Delete(Kind::Service, name("b"))), changed(&["b"]));
+    assert_eq!(index.owner(&claim), None);
+}
+
+#[test]
+fn synced_means_every_list_and_the_nodes_addresses() {
+    let mut index = Index::default();
+    let addrs = BTreeMap::from([([192, 0, 2, 1].into(), 1)]);
+    for event in [Event::InitDone(Kind::EndpointSlice), Event::InitDone(Kind::Service)] {
+        index.apply(event);
+        assert!(!index.is_synced());
+    }
+    assert!(index.apply(Event::NodeAddrs(addrs.clone())).node);
+    assert!(index.is_synced());
+    assert!(index.apply(Event::NodeAddrs(addrs)).is_empty());
+}

@@ -20,7 +20,8 @@ pub struct Manifest {
     pub objects: Vec<Object>,
     /// What could not be read, and what was left out.
     pub problems: Vec<Problem>,
-    /// Some document is no YAML: the file may be half written, and what is missing may still be meant.
+    /// Some document is no YAML, or only the beginning of an object: the file may be half written, and what is missing
+    /// may still be meant.
     pub broken: bool,
 }
 
@@ -92,7 +93,10 @@ impl Reader<'_> {
     fn no_yaml(&mut self, error: &serde_saphyr::Error, lines_before: u64) {
         let at = error.location().map_or(String::new(), |l| format!("line {}: ", lines_before + l.line()));
         let message = error.without_snippet().to_string();
+        // The reader counts lines from the beginning of the document, and names its own options.
         let message = message.lines().next().unwrap_or_default();
+        let message = message.split(" at line ").next().unwrap_or_default();
+        let message = message.split(", set DuplicateKeyPolicy").next().unwrap_or_default();
         self.manifest.broken = true;
         self.problem("", format_args!("no valid YAML: {at}{message}; correct the syntax"), None);
     }
@@ -105,6 +109,7 @@ impl Reader<'_> {
             object.entry("kind").or_insert_with(|| kind.into());
         }
         let Some(kind) = text(&value, "/kind") else {
+            self.manifest.broken = true;
             return self.problem("", "no Kubernetes object: it has no kind; add apiVersion and kind", None);
         };
         let version = text(&value, "/apiVersion").unwrap_or_default();
@@ -118,6 +123,8 @@ impl Reader<'_> {
         }
         let namespace = text(&value, "/metadata/namespace").unwrap_or_else(|| "default".to_owned());
         let name = ObjectName::new(&namespace, &text(&value, "/metadata/name").unwrap_or_default());
+        // The beginning of an object, perhaps: the rest is still to be written.
+        self.manifest.broken |= version.is_empty() || name.name().is_empty();
         let id = Id { label: format!("{kind} {name}"), name };
         match (version.as_str(), kind.as_str()) {
             ("v1", "Service") => self.service(value, &id),
@@ -185,5 +192,4 @@ struct Id {
 }
 
 #[cfg(test)]
-#[path = "tests.rs"]
 mod tests;

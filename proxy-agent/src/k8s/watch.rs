@@ -1,6 +1,6 @@
 //! The Kubernetes API: list and watch of Services and EndpointSlices.
 //!
-//! Bookmarks, a new list after 410 Gone and backoff are kube-rs' [`watcher`]. Objects are decoded as they arrive, so
+//! Bookmarks, a new list after 410 Gone and backoff are kube-rs' [`mod@watcher`]. Objects are decoded as they arrive, so
 //! that nothing holds on to fields that the proxy does not read.
 
 use std::fmt::Debug;

@@ -87,5 +87,4 @@ fn ready_or_fallback<'a>(candidates: impl Iterator<Item = &'a Candidate> + Clone
 }
 
 #[cfg(test)]
-#[path = "endpoints/tests.rs"]
 mod tests;

@@ -29,6 +29,16 @@ impl Ids {
         }
     }
 
+    /// How much is left.
+    pub fn room(&self) -> Room {
+        Room {
+            ports: self.ports.room(),
+            endpoints: self.endpoints.room(),
+            slots_v4: self.slots_v4.room(),
+            slots_v6: self.slots_v6.room(),
+        }
+    }
+
     /// Slots of a family.
     pub const fn slots(&mut self, family: IpFamily) -> &mut SlotPool {
         match family {
@@ -36,6 +46,19 @@ impl Ids {
             IpFamily::V6 => &mut self.slots_v6,
         }
     }
+}
+
+/// How much is left of everything that the planner gives out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Port ids.
+    pub ports: u32,
+    /// Endpoint ids.
+    pub endpoints: u32,
+    /// Slots of IPv4, in one piece or many.
+    pub slots_v4: u32,
+    /// Slots of IPv6.
+    pub slots_v6: u32,
 }
 
 /// Numbers from 1 to a limit. 0 is never given out: a flow that belongs to no endpoint or port carries it.
@@ -95,6 +118,11 @@ impl IdPool {
     /// True if the id is in use.
     pub fn contains(&self, id: u32) -> bool {
         self.used.get((id / 64) as usize).is_some_and(|word| word >> (id % 64) & 1 != 0)
+    }
+
+    /// Number of ids that nobody uses.
+    pub fn room(&self) -> u32 {
+        self.limit - self.used.iter().map(|word| word.count_ones()).sum::<u32>()
     }
 
     /// The next allocation looks behind this id first.

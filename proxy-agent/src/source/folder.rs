@@ -21,7 +21,7 @@ use super::{Closed, Source, SourceError, send};
 use crate::index::{Event, Kind};
 use crate::sync::Input;
 
-mod files;
+pub mod files;
 
 use files::{Files, Read};
 
@@ -104,7 +104,7 @@ impl Follower {
         let mut events = vec![Event::Init(Kind::Service), Event::Init(Kind::EndpointSlice)];
         for name in self.list()? {
             // Nothing is known yet, so that every event brings an object.
-            let read = self.files.read(&name, self.text_of(&name));
+            let read = self.update(&name);
             events.extend(read.into_iter().filter_map(|event| match event {
                 Event::Apply(object) => Some(Event::InitApply(object)),
                 _ => None,
@@ -162,8 +162,16 @@ impl Follower {
     }
 
     async fn read(&mut self, name: &OsStr, to: &mpsc::Sender<Input>) -> Result<(), Closed> {
-        let text = self.text_of(name);
-        send_all(to, self.files.read(name, text)).await
+        let events = self.update(name);
+        send_all(to, events).await
+    }
+
+    fn update(&mut self, name: &OsStr) -> Vec<Event> {
+        let outcome = self.files.read(name, self.text_of(name));
+        for problem in outcome.problems {
+            warn!(file = %self.dir.join(name).display(), %problem, "a manifest is not used as it stands");
+        }
+        outcome.events
     }
 
     fn text_of(&self, name: &OsStr) -> Read {
@@ -171,10 +179,7 @@ impl Follower {
         match std::fs::read_to_string(&path) {
             Ok(text) => Read::Text(text),
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory) => Read::Gone,
-            Err(error) => {
-                warn!(file = %path.display(), %error, "a manifest cannot be read; what it said before stays");
-                Read::Unreadable
-            }
+            Err(error) => Read::Unreadable(error.to_string()),
         }
     }
 }

@@ -1,1 +1,655 @@
+//! The control plane against maps in memory: whatever happens on the way, the maps end as they should.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use proxy_common::abi::{NodeAddr, Policy, filter};
+
+use super::*;
+use crate::dataplane::memory::MemoryDataplane;
+use crate::dataplane::render::{self, filter_bucket};
+use crate::dataplane::{Capacities, MapName, Snapshot};
+use crate::diff::QUIET;
+use crate::index::{Kind, Object};
+use crate::model::{
+    Endpoint, EndpointSlice, IpFamily, ObjectName, Protocol, Service, ServicePort, ServiceType, SlicePort,
+};
+
+fn service(name: &str, ip: u8, ports: &[(&str, u16)]) -> Service {
+    let port = |(name, port): &(&str, u16)| ServicePort {
+        name: (*name).into(),
+        protocol: Protocol::Tcp,
+        port: *port,
+        node_port: 0,
+    };
+    Service {
+        name: ObjectName::new("ns", name),
+        created_secs: 0,
+        kind: ServiceType::ClusterIp,
+        cluster_ip_v4: Some([10, 96, 0, ip].into()),
+        cluster_ip_v6: None,
+        ports: ports.iter().map(port).collect(),
+        internal_local: false,
+        external_local_asked: false,
+        affinity_secs: None,
+        external_ips: Vec::new(),
+        load_balancer_ips: Vec::new(),
+        health_check_node_port: 0,
+    }
+}
+
+fn endpoint(last: u8) -> Endpoint {
+    let addr = [10, 244, 0, last].into();
+    Endpoint { addr, ready: true, serving: true, terminating: false, local: last.is_multiple_of(2), hinted: false }
+}
+
+fn slice(name: &str, service: &str, port: &str, endpoints: Vec<Endpoint>) -> EndpointSlice {
+    EndpointSlice {
+        name: ObjectName::new("ns", name),
+        service: ObjectName::new("ns", service),
+        family: IpFamily::V4,
+        legacy: false,
+        ports: vec![SlicePort { name: port.into(), protocol: Protocol::Tcp, port: 8080 }],
+        endpoints,
+    }
+}
+
+fn apply_service(service: Service) -> Event {
+    Event::Apply(Object::Service(service))
+}
+
+fn apply_slice(slice: EndpointSlice) -> Event {
+    Event::Apply(Object::Slice(slice))
+}
+
+fn delete(kind: Kind, name: &str) -> Event {
+    Event::Delete(kind, ObjectName::new("ns", name))
+}
+
+fn empty_lists() -> Vec<Event> {
+    let addrs = BTreeMap::from([([192, 0, 2, 1].into(), NodeAddr::LOCAL | NodeAddr::NODE_PORTS)]);
+    let kinds = [Kind::Service, Kind::EndpointSlice];
+    let lists = kinds.into_iter().flat_map(|kind| [Event::Init(kind), Event::InitDone(kind)]);
+    lists.chain([Event::NodeAddrs(addrs)]).collect()
+}
+
+struct Rig {
+    maps: MemoryDataplane,
+    sync: Sync<MemoryDataplane>,
+    now: Duration,
+}
+
+impl Rig {
+    fn over(maps: MemoryDataplane) -> Self {
+        let sync = Sync::new(maps.clone(), Duration::ZERO).unwrap();
+        Self { maps, sync, now: Duration::ZERO }
+    }
+
+    fn new(capacities: Capacities) -> Self {
+        Self::over(MemoryDataplane::new(capacities))
+    }
+
+    fn synced() -> Self {
+        let mut rig = Self::new(Capacities::default());
+        rig.events(empty_lists());
+        rig
+    }
+
+    fn events(&mut self, events: impl IntoIterator<Item = Event>) {
+        events.into_iter().for_each(|event| self.sync.take(event));
+        self.sync.step(self.now);
+        self.grace();
+    }
+
+    fn grace(&mut self) {
+        while let Some(grace) = self.sync.begin_grace() {
+            self.sync.grace_over(grace());
+        }
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.sync.step(self.now);
+        self.grace();
+    }
+
+    /// Long enough for retries and for runs to come to rest.
+    fn rest(&mut self) {
+        for _ in 0..8 {
+            self.pass(QUIET);
+        }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        assert_eq!(self.maps.violations(), Vec::<String>::new());
+        self.maps.snapshot()
+    }
+
+    fn text(&self) -> String {
+        render::render(&self.snapshot(), render::Options::default())
+    }
+
+    fn port(&self, name: &str) -> (u32, proxy_common::abi::Port) {
+        let maps = self.snapshot();
+        let (id, _) = maps.names.iter().find(|(_, key)| key.to_string().starts_with(name)).expect("no such port");
+        (*id, maps.ports.get(id).copied().unwrap_or(proxy_common::abi::Port::UNUSED))
+    }
+
+    fn live_of(&self, last: u8) -> u32 {
+        let maps = self.snapshot();
+        let slot = maps.slots_v4.values().find(|slot| slot.addr == IpAddr::from([10, 244, 0, last])).unwrap();
+        maps.live[&slot.endpoint_id]
+    }
+}
+
+#[test]
+fn nothing_is_written_before_every_source_has_delivered_its_first_list() {
+    let mut rig = Rig::new(Capacities::default());
+    let mut lists = empty_lists();
+    let addrs = lists.pop().unwrap();
+    for event in lists {
+        rig.events([event]);
+        rig.events([apply_service(service("a", 1, &[("", 80)]))]);
+        assert_eq!(rig.maps.writes(), 0);
+    }
+    rig.events([addrs]);
+    assert!(rig.maps.writes() > 0);
+}
+
+#[test]
+fn rule_47_slices_may_come_before_their_service() {
+    let events = [
+        apply_slice(slice("a-1", "a", "http", vec![endpoint(1)])),
+        apply_slice(slice("a-2", "a", "http", vec![endpoint(2)])),
+        apply_service(service("a", 1, &[("http", 80)])),
+    ];
+    let texts: Vec<_> = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]]
+        .map(|order| {
+            let mut rig = Rig::synced();
+            order.into_iter().for_each(|i| rig.events([events[i].clone()]));
+            rig.rest();
+            rig.text()
+        })
+        .into();
+    assert!(texts[0].contains("10.244.0.1:8080") && texts[0].contains("10.244.0.2:8080 local"), "{}", texts[0]);
+    assert!(texts.iter().all(|text| *text == texts[0]));
+}
+
+#[test]
+fn an_unchanged_object_costs_no_write() {
+    let mut rig = Rig::synced();
+    let objects = [
+        apply_service(service("a", 1, &[("http", 80)])),
+        apply_slice(slice("a-1", "a", "http", vec![endpoint(1), endpoint(2)])),
+    ];
+    rig.events(objects.clone());
+    let writes = rig.maps.writes();
+    rig.events(objects.clone());
+    rig.events([Event::Init(Kind::Service), Event::Init(Kind::EndpointSlice)]);
+    rig.events(objects.map(|event| match event {
+        Event::Apply(object) => Event::InitApply(object),
+        other => other,
+    }));
+    rig.events([Event::InitDone(Kind::Service), Event::InitDone(Kind::EndpointSlice)]);
+    assert_eq!(rig.maps.writes(), writes);
+}
+
+#[test]
+fn one_changed_slice_writes_to_its_own_service_only() {
+    let mut rig = Rig::synced();
+    for i in 1..=50 {
+        let name = format!("s{i}");
+        rig.events([apply_service(service(&name, i, &[("http", 80)]))]);
+        rig.events([apply_slice(slice(&name, &name, "http", vec![endpoint(i)]))]);
+    }
+    rig.rest();
+    let writes = rig.maps.writes();
+    rig.events([apply_slice(slice("s7", "s7", "http", vec![endpoint(7), endpoint(77)]))]);
+    // LIVE, two slots, FILTER, settled word, policy, run; two words because 77 is not local.
+    assert!(rig.maps.writes() - writes <= 8, "{} writes", rig.maps.writes() - writes);
+}
+
+#[test]
+fn what_runs_before_a_change_is_kept_for_its_half_open_flows() {
+    let mut rig = Rig::synced();
+    rig.events([apply_service(service("a", 1, &[("http", 80)]))]);
+    rig.events([apply_slice(slice("a", "a", "http", vec![endpoint(1), endpoint(3)]))]);
+    rig.pass(QUIET);
+    let before = rig.port("ns/a").1;
+    assert_eq!((before.cluster_settled.word, before.policy.flags() & Policy::CLUSTER_MOVED), (0, 0));
+
+    rig.events([apply_slice(slice("a", "a", "http", vec![endpoint(1)]))]);
+    let first = rig.port("ns/a").1;
+    assert_eq!(first.cluster_settled, before.cluster);
+    assert_ne!(first.policy.flags() & Policy::CLUSTER_MOVED, 0);
+    assert_ne!(first.cluster, before.cluster);
+
+    // Further changes of the same burst keep what was there before it.
+    rig.pass(QUIET / 2);
+    rig.events([apply_slice(slice("a", "a", "http", vec![endpoint(1), endpoint(5)]))]);
+    let second = rig.port("ns/a").1;
+    assert_eq!(second.cluster_settled, before.cluster);
+
+    // A half-open entry lives QUIET: after that nothing is left of the old run, but the new one is not quiet yet.
+    rig.pass(QUIET / 2);
+    let third = rig.port("ns/a").1;
+    assert_eq!(third.cluster_settled.word, 0);
+    assert_ne!(third.policy.flags() & Policy::CLUSTER_MOVED, 0);
+
+    rig.pass(QUIET / 2);
+    let last = rig.port("ns/a").1;
+    assert_eq!((last.cluster_settled.word, last.policy.flags() & Policy::CLUSTER_MOVED), (0, 0));
+    assert_eq!(rig.sync.next_wake(), None);
+    assert_eq!(rig.snapshot().slots_v4.len(), 2, "old slots are cleared");
+}
+
+#[test]
+fn the_first_endpoints_of_a_service_disturb_nobody() {
+    let mut rig = Rig::synced();
+    rig.events([apply_service(service("a", 1, &[("http", 80)]))]);
+    rig.events([apply_slice(slice("a", "a", "http", vec![endpoint(1)]))]);
+    let port = rig.port("ns/a").1;
+    assert_eq!((port.cluster_settled.word, port.policy.flags()), (0, 0));
+}
+
+#[test]
+fn rule_105_a_generation_moves_when_an_endpoint_stops_serving_and_not_before() {
+    let mut rig = Rig::synced();
+    rig.events([apply_service(service("a", 1, &[("http", 80)]))]);
+    rig.events([apply_slice(slice("a", "a", "http", vec![endpoint(1), endpoint(3)]))]);
+    let (id, before) = (
+        rig.snapshot().slots_v4.values().find(|s| s.addr == IpAddr::from([10, 244, 0, 3])).unwrap().endpoint_id,
+        rig.live_of(3),
+    );
+
+    // Draining: it leaves the run and still serves.
+    let draining = Endpoint { ready: false, terminating: true, ..endpoint(3) };
+    rig.events([apply_slice(slice("a", "a", "http", vec![endpoint(1), draining]))]);
+    assert_eq!(rig.snapshot().live[&id], before);
+    // It comes back with the same id.
+    rig.events([apply_slice(slice("a", "a", "http", vec![endpoint(1), endpoint(3)]))]);
+    assert_eq!(rig.snapshot().live[&id], before);
+
+    let finished = Endpoint { serving: false, ..draining };
+    rig.events([apply_slice(slice("a", "a", "http", vec![endpoint(1), finished]))]);
+    assert_eq!(rig.snapshot().live[&id], before + 1);
+}
+
+#[test]
+fn a_run_moves_before_the_generation_of_an_endpoint_that_left_it() {
+    let mut rig = Rig::synced();
+    rig.events([apply_service(service("a", 1, &[("http", 80)]))]);
+    rig.events([apply_slice(slice("a", "a", "http", vec![endpoint(1), endpoint(3)]))]);
+    let gone = rig.snapshot().slots_v4.values().find(|s| s.addr == IpAddr::from([10, 244, 0, 3])).unwrap().endpoint_id;
+    let order = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = order.clone();
+    rig.maps.inject(move |op| {
+        match op {
+            MapOp::StorePort { word: crate::dataplane::PortWord::Cluster, .. } => seen.lock().unwrap().push("run"),
+            MapOp::StoreLive { endpoint_id, .. } if *endpoint_id == gone => seen.lock().unwrap().push("generation"),
+            _ => {}
+        }
+        false
+    });
+    rig.events([apply_slice(slice("a", "a", "http", vec![endpoint(1)]))]);
+    assert_eq!(*order.lock().unwrap(), ["run", "generation"]);
+}
+
+#[test]
+fn rule_32_the_older_of_two_claimants_wins_and_the_other_follows_when_it_goes() {
+    let (mut old, mut young) = (service("b", 1, &[("http", 80)]), service("a", 1, &[("web", 80), ("more", 81)]));
+    (old.created_secs, young.created_secs) = (10, 20);
+    for order in [[0, 1], [1, 0]] {
+        let events = [apply_service(old.clone()), apply_service(young.clone())];
+        let mut rig = Rig::synced();
+        order.into_iter().for_each(|i| rig.events([events[i].clone()]));
+        let text = rig.text();
+        assert!(text.contains("Service ns/b\n  port http TCP IPv4\n    address 10.96.0.1:80"), "{text}");
+        assert!(text.contains("Service ns/a\n  port more TCP IPv4\n    address 10.96.0.1:81"), "{text}");
+        let entries = rig.sync.board().entries();
+        assert!(entries[0].subject.ends_with("ns/a") && entries.len() == 1, "{entries:?}");
+        assert!(entries[0].unserved.iter().any(|u| u.contains("10.96.0.1:80/TCP belongs to the older Service ns/b")));
+
+        rig.events([delete(Kind::Service, "b")]);
+        let text = rig.text();
+        assert!(text.contains("port web TCP IPv4\n    address 10.96.0.1:80"), "{text}");
+        assert!(!text.contains("ns/b"), "{text}");
+        assert_eq!(rig.sync.board().entries(), []);
+    }
+}
+
+#[test]
+fn an_address_is_handed_over_without_a_gap() {
+    let mut rig = Rig::synced();
+    rig.events([apply_service(service("old", 1, &[("http", 80)]))]);
+    let gaps = std::sync::Arc::new(std::sync::Mutex::new(0));
+    let seen = gaps.clone();
+    rig.maps.inject(move |op| {
+        *seen.lock().unwrap() += i32::from(matches!(op, MapOp::DeleteService { .. } | MapOp::DeleteClusterIp { .. }));
+        false
+    });
+    // The same ClusterIP, created anew under another name: both events are there when the step begins.
+    rig.events([delete(Kind::Service, "old"), apply_service(service("new", 1, &[("http", 80)]))]);
+    assert_eq!(*gaps.lock().unwrap(), 0);
+    assert!(rig.text().contains("Service ns/new\n  port http TCP IPv4\n    address 10.96.0.1:80"));
+    assert_eq!(rig.snapshot().names.len(), 1);
+}
+
+#[test]
+fn a_service_that_does_not_fit_is_refused_and_all_others_go_on() {
+    let mut rig = Rig::new(Capacities { services: 3, ..Capacities::default() });
+    rig.events(empty_lists());
+    rig.events([apply_service(service("a", 1, &[("x", 80), ("y", 81)]))]);
+    rig.events([apply_service(service("b", 2, &[("x", 80), ("y", 81)]))]);
+    rig.events([apply_service(service("c", 3, &[("x", 80)]))]);
+    let text = rig.text();
+    assert!(text.contains("ns/a") && text.contains("ns/c") && !text.contains("ns/b"), "{text}");
+    assert!(!text.contains("10.96.0.2"), "half served: {text}");
+    let entries = rig.sync.board().entries();
+    assert_eq!(entries.len(), 1);
+    let error = entries[0].error.as_deref().unwrap();
+    assert!(error.contains("SERVICES_V4: it is full (3 entries); give --max-services a larger number"), "{error}");
+
+    // Room is made: it follows within the longest pause.
+    rig.events([delete(Kind::Service, "a")]);
+    rig.pass(Duration::from_secs(30));
+    assert!(rig.text().contains("ns/b"));
+    assert_eq!(rig.sync.board().entries(), []);
+}
+
+#[test]
+fn slots_that_do_not_suffice_leave_the_service_as_it_was() {
+    let mut rig = Rig::new(Capacities { slots: 8, ..Capacities::default() });
+    rig.events(empty_lists());
+    rig.events([apply_service(service("a", 1, &[("http", 80)]))]);
+    rig.events([apply_slice(slice("a", "a", "http", vec![endpoint(1), endpoint(3)]))]);
+    rig.events([apply_slice(slice("a", "a", "http", (1..=20).map(endpoint).collect()))]);
+    let text = rig.text();
+    assert!(text.contains("10.244.0.3:8080") && !text.contains("10.244.0.20"), "{text}");
+    assert!(rig.sync.board().entries()[0].error.as_deref().unwrap().contains("--max-slots"));
+    // Nothing leaked while it was refused.
+    rig.rest();
+    rig.events([apply_slice(slice("a", "a", "http", vec![endpoint(5)]))]);
+    rig.rest();
+    assert_eq!(rig.snapshot().slots_v4.len(), 1);
+    assert_eq!(rig.sync.board().entries(), []);
+}
+
+#[test]
+fn a_restart_keeps_ids_and_writes_only_what_differs() {
+    let mut rig = Rig::synced();
+    let objects = [
+        apply_service(service("a", 1, &[("http", 80)])),
+        apply_slice(slice("a", "a", "http", vec![endpoint(1), endpoint(2)])),
+        apply_service(service("gone", 2, &[("http", 80)])),
+        apply_slice(slice("gone", "gone", "http", vec![endpoint(7)])),
+    ];
+    rig.events(objects.clone());
+    rig.rest();
+    let before = rig.snapshot();
+    let writes = rig.maps.writes();
+
+    let mut again = Rig::over(rig.maps.clone());
+    let mut lists = empty_lists();
+    let as_list = |event: Event| match event {
+        Event::Apply(object) => Event::InitApply(object),
+        other => other,
+    };
+    lists.splice(1..1, [as_list(objects[0].clone())]);
+    lists.splice(4..4, [as_list(objects[1].clone())]);
+    again.events(lists);
+    again.rest();
+    let after = again.snapshot();
+    assert_eq!(after.names.keys().collect::<Vec<_>>(), [again.port("ns/a").0].iter().collect::<Vec<_>>());
+    let (id, port) = again.port("ns/a");
+    assert_eq!(Some(&port), before.ports.get(&id));
+    assert!(!again.text().contains("gone") && !again.text().contains("10.96.0.2"), "{}", again.text());
+    // The Service that is gone: key, ClusterIP, words, generation, slots, name. Nothing for the other one.
+    assert!(again.maps.writes() - writes <= 10, "{} writes", again.maps.writes() - writes);
+
+    let writes = again.maps.writes();
+    let mut third = Rig::over(again.maps.clone());
+    let mut lists = empty_lists();
+    lists.splice(1..1, [as_list(objects[0].clone())]);
+    lists.splice(4..4, [as_list(objects[1].clone())]);
+    third.events(lists);
+    // Only the freed endpoint id moves on once more.
+    assert!(third.maps.writes() - writes <= 1, "{} writes", third.maps.writes() - writes);
+}
+
+#[test]
+fn filter_bits_go_after_two_sweeps_without_a_need() {
+    let mut rig = Rig::synced();
+    let vip: IpAddr = [10, 96, 0, 1].into();
+    let bit = |rig: &Rig| {
+        let (word, shift) = filter_bucket(&vip);
+        (rig.snapshot().filter.get(&word).copied().unwrap_or(0) >> shift) as u8 & filter::SERVICE != 0
+    };
+    rig.events([apply_service(service("a", 1, &[("http", 80)]))]);
+    rig.sync.sweep_filter(std::iter::empty());
+    rig.sync.sweep_filter(std::iter::empty());
+    assert!(bit(&rig), "in use");
+    rig.events([delete(Kind::Service, "a")]);
+    rig.sync.sweep_filter(std::iter::once(vip));
+    rig.sync.sweep_filter(std::iter::once(vip));
+    assert!(bit(&rig), "a flow still uses it");
+    rig.sync.sweep_filter(std::iter::empty());
+    assert!(bit(&rig), "a flow may have begun while flows were read");
+    rig.sync.sweep_filter(std::iter::empty());
+    assert!(!bit(&rig));
+
+    // Asked for again between two sweeps: it stays.
+    rig.events([apply_service(service("a", 1, &[("http", 80)]))]);
+    rig.events([delete(Kind::Service, "a")]);
+    rig.sync.sweep_filter(std::iter::empty());
+    rig.events([apply_service(service("a", 1, &[("http", 80)]))]);
+    rig.events([delete(Kind::Service, "a")]);
+    rig.sync.sweep_filter(std::iter::empty());
+    assert!(bit(&rig));
+}
+
+#[test]
+fn a_node_port_has_its_bit_exactly_while_it_exists() {
+    let mut rig = Rig::synced();
+    let mut tcp = service("a", 1, &[("http", 80)]);
+    (tcp.kind, tcp.external_local_asked, tcp.ports[0].node_port) = (ServiceType::NodePort, true, 30_080);
+    let mut both = tcp.clone();
+    both.ports.push(ServicePort { name: "udp".into(), protocol: Protocol::Udp, port: 80, node_port: 30_080 });
+    let bits = |rig: &Rig| rig.snapshot().node_ports.clone();
+    let expected = BTreeMap::from([(30_080 / 64, 1u64 << (30_080 % 64))]);
+    rig.events([apply_service(tcp.clone())]);
+    assert_eq!(bits(&rig), expected);
+    rig.events([apply_service(both)]);
+    assert_eq!(bits(&rig), expected);
+    rig.events([apply_service(tcp.clone())]);
+    assert_eq!(bits(&rig), expected, "TCP still has it");
+    // Another number in the same word.
+    tcp.ports[0].node_port = 30_081;
+    rig.events([apply_service(tcp.clone())]);
+    assert_eq!(bits(&rig), BTreeMap::from([(30_081 / 64, 1u64 << (30_081 % 64))]));
+    tcp.external_local_asked = false;
+    rig.events([apply_service(tcp)]);
+    assert_eq!(bits(&rig), BTreeMap::new());
+    assert!(rig.sync.board().entries()[0].unserved[0].contains("NodePort 30081/TCP"));
+}
+
+/// One step of a random history.
+#[derive(Clone, Debug)]
+enum Step {
+    Service { name: u8, ip: u8, ports: u8, local: bool, node_port: bool },
+    DropService(u8),
+    Slice { name: u8, of: u8, port: u8, endpoints: Vec<(u8, u8)> },
+    DropSlice(u8),
+    Pass(u64),
+    Sync,
+    Grace,
+    Sweep,
+    Restart,
+    Relist,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let name = 0u8..4;
+    let step = prop_oneof![
+        4 => (name.clone(), 0u8..3, 0u8..8, any::<bool>(), any::<bool>())
+            .prop_map(|(name, ip, ports, local, node_port)| Step::Service { name, ip, ports, local, node_port }),
+        2 => name.clone().prop_map(Step::DropService),
+        6 => (0u8..5, name, 0u8..3, prop::collection::vec((1u8..9, 0u8..16), 0..6))
+            .prop_map(|(name, of, port, endpoints)| Step::Slice { name, of, port, endpoints }),
+        2 => (0u8..5).prop_map(Step::DropSlice),
+        3 => (0u64..40).prop_map(Step::Pass),
+        5 => Just(Step::Sync),
+        3 => Just(Step::Grace),
+        1 => Just(Step::Sweep),
+        1 => Just(Step::Restart),
+        1 => Just(Step::Relist),
+    ];
+    prop::collection::vec(step, 1..60)
+}
+
+const PORTS: [&str; 3] = ["http", "dns", "x"];
+
+fn make_service(name: u8, ip: u8, ports: u8, local: bool, node_port: bool) -> Service {
+    let ports: Vec<_> = (0..3).filter(|i| ports >> i & 1 != 0).map(|i| (PORTS[i], 80 + i as u16)).collect();
+    let mut made = service(&format!("s{name}"), ip, &ports);
+    (made.created_secs, made.internal_local) = (i64::from(name % 2), local);
+    if node_port {
+        (made.kind, made.external_local_asked) = (ServiceType::NodePort, true);
+        made.ports.iter_mut().for_each(|port| port.node_port = 30_000 + port.port);
+    }
+    made
+}
+
+fn make_slice(name: u8, of: u8, port: u8, endpoints: &[(u8, u8)]) -> EndpointSlice {
+    let endpoints = endpoints.iter().map(|(last, bits)| Endpoint {
+        ready: bits & 1 != 0,
+        serving: bits & 2 != 0,
+        terminating: bits & 4 != 0,
+        ..endpoint(*last)
+    });
+    slice(&format!("e{name}"), &format!("s{of}"), PORTS[port as usize], endpoints.collect())
+}
+
+/// What the sources hold, beside the agent.
+#[derive(Default)]
+struct World {
+    services: BTreeMap<ObjectName, Service>,
+    slices: BTreeMap<ObjectName, EndpointSlice>,
+}
+
+impl World {
+    fn list(&self) -> Vec<Event> {
+        let services = self.services.values().cloned().map(|s| Event::InitApply(Object::Service(s)));
+        let slices = self.slices.values().cloned().map(|s| Event::InitApply(Object::Slice(s)));
+        let mut events = vec![Event::Init(Kind::Service)];
+        events.extend(services);
+        events.extend([Event::InitDone(Kind::Service), Event::Init(Kind::EndpointSlice)]);
+        events.extend(slices);
+        events.push(Event::InitDone(Kind::EndpointSlice));
+        events.extend(empty_lists().pop());
+        events
+    }
+
+    fn fresh(&self) -> Rig {
+        let mut rig = Rig::new(Capacities::default());
+        rig.events(self.list());
+        rig.rest();
+        rig
+    }
+}
+
+fn play(steps: &[Step], faults: &[u8], capacities: Capacities) -> (Rig, World) {
+    let mut world = World::default();
+    let mut rig = Rig::new(capacities);
+    if !faults.is_empty() {
+        let (faults, mut at) = (faults.to_vec(), 0);
+        rig.maps.inject(move |_| {
+            at += 1;
+            faults[at % faults.len()] == 0
+        });
+    }
+    rig.events(world.list());
+    for step in steps {
+        match step {
+            Step::Service { name, ip, ports, local, node_port } => {
+                let made = make_service(*name, *ip, *ports, *local, *node_port);
+                world.services.insert(made.name.clone(), made.clone());
+                rig.sync.take(apply_service(made));
+            }
+            Step::DropService(name) => {
+                let name = ObjectName::new("ns", &format!("s{name}"));
+                world.services.remove(&name);
+                rig.sync.take(Event::Delete(Kind::Service, name));
+            }
+            Step::Slice { name, of, port, endpoints } => {
+                let made = make_slice(*name, *of, *port, endpoints);
+                world.slices.insert(made.name.clone(), made.clone());
+                rig.sync.take(apply_slice(made));
+            }
+            Step::DropSlice(name) => {
+                let name = ObjectName::new("ns", &format!("e{name}"));
+                world.slices.remove(&name);
+                rig.sync.take(Event::Delete(Kind::EndpointSlice, name));
+            }
+            Step::Pass(secs) => rig.now += Duration::from_secs(*secs),
+            Step::Sync => rig.sync.step(rig.now),
+            Step::Grace => rig.grace(),
+            Step::Sweep => rig.sync.sweep_filter(std::iter::empty()),
+            Step::Restart => {
+                let now = rig.now;
+                // A dead agent's grace periods are over long before the next one is up.
+                let mut maps = rig.maps.clone();
+                maps.grace()().unwrap();
+                rig = Rig::over(maps);
+                rig.now = now;
+                world.list().into_iter().for_each(|event| rig.sync.take(event));
+            }
+            Step::Relist => world.list().into_iter().for_each(|event| rig.sync.take(event)),
+        }
+    }
+    (rig, world)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever happened, in whatever order, with whatever writes failing: the maps end as those of an agent that saw
+    /// nothing but the final state.
+    #[test]
+    fn every_history_ends_like_a_fresh_start(steps in steps(), faults in prop::collection::vec(0u8..8, 0..40)) {
+        let (mut rig, world) = play(&steps, &faults, Capacities::default());
+        rig.maps.heal();
+        rig.events(world.list());
+        rig.rest();
+        prop_assert_eq!(rig.maps.violations(), Vec::<String>::new());
+        let (maps, fresh) = (rig.snapshot(), world.fresh().snapshot());
+        prop_assert_eq!(render::inconsistencies(&maps), Vec::<String>::new());
+        prop_assert_eq!(render::render(&maps, render::Options::default()), render::render(&fresh, render::Options::default()));
+        prop_assert_eq!(maps.names.len(), fresh.names.len(), "names leaked");
+        prop_assert!(maps.ports.keys().all(|id| maps.names.contains_key(id)), "words of ports that are gone");
+        let failed = rig.sync.board().entries().into_iter().filter(|entry| entry.error.is_some()).count();
+        prop_assert_eq!(failed, 0);
+
+        // When all is gone, every id and slot is free again.
+        rig.events(World::default().list());
+        rig.rest();
+        prop_assert_eq!(rig.sync.ledger().room(), World::default().fresh().sync.ledger().room(), "ids or slots leaked");
+    }
+
+    /// The same where little fits: what is served is served whole, and no packet can meet a slot that is being written.
+    #[test]
+    fn small_maps_never_show_a_half_written_service(steps in steps()) {
+        let small = Capacities { services: 4, cluster_ips: 2, ports: 6, slots: 10, live: 8, ..Capacities::default() };
+        let (mut rig, world) = play(&steps, &[], small);
+        rig.events(world.list());
+        rig.rest();
+        prop_assert_eq!(rig.maps.violations(), Vec::<String>::new());
+        let maps = rig.snapshot();
+        prop_assert_eq!(render::inconsistencies(&maps), Vec::<String>::new());
+        for map in [MapName::ServicesV4, MapName::Ports] {
+            prop_assert!(maps.services.len() <= small.of(map) as usize || map != MapName::ServicesV4);
+        }
+    }
+}

@@ -1,9 +1,8 @@
 //! What each manifest of a folder says, and which file an object is taken from.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
-
-use tracing::warn;
 
 use crate::index::{Event, Kind, Object};
 use crate::k8s::manifest::{self, Manifest};
@@ -14,18 +13,27 @@ type Id = (Kind, ObjectName);
 
 /// What came of reading a file.
 #[derive(Debug)]
-pub(super) enum Read {
+pub enum Read {
     /// Its text.
     Text(String),
     /// It is not there.
     Gone,
     /// It is there and cannot be read: what it said before stays.
-    Unreadable,
+    Unreadable(String),
+}
+
+/// What reading a file came to.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// What it changes.
+    pub events: Vec<Event>,
+    /// What is wrong with it, for people.
+    pub problems: Vec<String>,
 }
 
 /// The manifests of a folder.
 #[derive(Debug)]
-pub(super) struct Files {
+pub struct Files {
     node: String,
     files: BTreeMap<OsString, BTreeMap<Id, Object>>,
     /// Files that have an object: the first by name counts.
@@ -33,25 +41,31 @@ pub(super) struct Files {
 }
 
 impl Files {
-    pub(super) const fn new(node: String) -> Self {
+    /// No file yet; endpoints are seen from the node of this name.
+    pub const fn new(node: String) -> Self {
         Self { node, files: BTreeMap::new(), owners: BTreeMap::new() }
     }
 
-    pub(super) fn names(&self) -> impl Iterator<Item = &OsString> {
+    /// Names of files with objects.
+    pub fn names(&self) -> impl Iterator<Item = &OsString> {
         self.files.keys()
     }
 
     /// Number of files and of objects.
-    pub(super) fn counts(&self) -> (usize, usize) {
+    pub fn counts(&self) -> (usize, usize) {
         (self.files.len(), self.owners.len())
     }
 
-    /// A file was read. Returns what that changes.
-    pub(super) fn read(&mut self, name: &OsStr, read: Read) -> Vec<Event> {
+    /// A file was read.
+    pub fn read(&mut self, name: &OsStr, read: Read) -> Outcome {
+        let mut problems = Vec::new();
         let objects = match read {
-            Read::Text(text) => self.objects(name, manifest::parse(&text, &self.node)),
+            Read::Text(text) => self.objects(name, manifest::parse(&text, &self.node), &mut problems),
             Read::Gone => BTreeMap::new(),
-            Read::Unreadable => return Vec::new(),
+            Read::Unreadable(error) => {
+                problems.push(format!("cannot be read: {error}; what it said before stays"));
+                return Outcome { events: Vec::new(), problems };
+            }
         };
         let before = self.files.get(name).cloned().unwrap_or_default();
         let ids: BTreeSet<_> = before.keys().chain(objects.keys()).cloned().collect();
@@ -60,7 +74,7 @@ impl Files {
             let owners = self.owners.entry(id.clone()).or_default();
             if objects.contains_key(id) {
                 if owners.insert(name.to_owned()) && owners.len() > 1 {
-                    report_twice(name, id, owners);
+                    problems.push(in_several_files(id, owners));
                 }
             } else {
                 owners.remove(name);
@@ -74,7 +88,8 @@ impl Files {
         } else {
             self.files.insert(name.to_owned(), objects);
         }
-        ids.into_iter().filter_map(|id| self.event(&id, known.get(&id)?.as_ref())).collect()
+        let events = ids.into_iter().filter_map(|id| self.event(&id, known.get(&id)?.as_ref())).collect();
+        Outcome { events, problems }
     }
 
     fn event(&self, id: &Id, known: Option<&Object>) -> Option<Event> {
@@ -91,26 +106,29 @@ impl Files {
     }
 
     /// The objects of a file: what it says now, and what it said before where that cannot be read now.
-    fn objects(&self, name: &OsStr, manifest: Manifest) -> BTreeMap<Id, Object> {
-        let file = name.to_string_lossy();
+    fn objects(&self, name: &OsStr, manifest: Manifest, problems: &mut Vec<String>) -> BTreeMap<Id, Object> {
         let before = self.files.get(name);
         let mut objects = BTreeMap::new();
         for object in manifest.objects {
-            let id = (object.kind(), object.name().clone());
-            if objects.contains_key(&id) {
-                warn!(%file, object = %id.1, "an object is in this file twice; the first one counts, remove the other");
-            } else {
-                objects.insert(id, object);
+            match objects.entry((object.kind(), object.name().clone())) {
+                Entry::Vacant(entry) => {
+                    entry.insert(object);
+                }
+                Entry::Occupied(entry) => {
+                    let name = &entry.key().1;
+                    problems.push(format!("{name} is in this file twice; the first one counts, remove the other"));
+                }
             }
         }
         for problem in &manifest.problems {
             let kept = problem.keeps.as_ref().map_or(0, |keeps| keep(before, &mut objects, |id| is_of(id, keeps)));
-            warn!(%file, %problem, kept, "a manifest is not used as it stands");
+            let stays = if kept > 0 { "; what it said before stays" } else { "" };
+            problems.push(format!("{problem}{stays}"));
         }
         if manifest.broken {
             let kept = keep(before, &mut objects, |_| true);
             if kept > 0 {
-                warn!(%file, kept, "part of a file is no YAML: objects it had before stay as they were");
+                problems.push(format!("the file may be half written: what it said before stays ({kept} objects)"));
             }
         }
         objects
@@ -131,8 +149,7 @@ fn is_of(id: &Id, (kind, name): &Id) -> bool {
         && id.1.as_str().strip_prefix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
 }
 
-fn report_twice(name: &OsStr, id: &Id, owners: &BTreeSet<OsString>) {
+fn in_several_files(id: &Id, owners: &BTreeSet<OsString>) -> String {
     let files: Vec<_> = owners.iter().map(|file| file.to_string_lossy()).collect();
-    let (file, counts) = (name.to_string_lossy(), files.first().map_or("", |file| file));
-    warn!(%file, object = %id.1, %counts, "an object is in several files; the first file counts, remove the others");
+    format!("{} is in {}; what the first of them says counts, remove it from the others", id.1, files.join(" and "))
 }

@@ -17,7 +17,7 @@ fn main() -> ExitCode {
     };
     match object {
         Ok(object) => {
-            println!("cargo::rerun-if-changed={}", object.display());
+            // rustc notices by itself when the file that it includes changes.
             println!("cargo::rustc-env=FAIRLEAD_EBPF_OBJECT={}", object.display());
             ExitCode::SUCCESS
         }

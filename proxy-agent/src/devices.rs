@@ -155,25 +155,23 @@ impl Devices {
         Ok(())
     }
 
-    /// Removes links and entries of devices that went away while no agent ran.
+    /// Removes what an earlier agent left on devices that went away, or that are not to be served any more.
     fn drop_leftovers(&mut self) -> Result<(), DevicesError> {
-        for ifindex in self.map.entries()?.into_keys() {
-            if self.inventory.device(ifindex).is_none() {
-                self.map.remove(ifindex)?;
-            }
-        }
-        let links = match self.attacher.links().own() {
-            Ok(links) => links,
-            Err(error) => {
-                tracing::warn!(%error, "cannot list the pinned links");
-                return Ok(());
-            }
-        };
         let next = desired(&self.inventory, &self.wishes);
-        for link in links {
-            if next.devices.get(&link.ifindex).is_none_or(|device| !device.programs) {
-                self.attacher.forget(link.ifindex);
+        for ifindex in self.map.entries()?.into_keys().filter(|ifindex| !next.devices.contains_key(ifindex)) {
+            if let Some(device) = self.inventory.device(ifindex) {
+                self.attacher.detach(ifindex, &device.link.name).unwrap_or_else(|error| report(&error));
             }
+            self.map.remove(ifindex)?;
+        }
+        match self.attacher.links().own() {
+            Ok(links) => {
+                let served = |ifindex| next.devices.get(ifindex).is_some_and(|device| device.programs);
+                for link in links.iter().filter(|link| !served(&link.ifindex)) {
+                    self.attacher.forget(link.ifindex);
+                }
+            }
+            Err(error) => tracing::warn!(%error, "cannot list the pinned links"),
         }
         Ok(())
     }
@@ -208,7 +206,14 @@ impl Devices {
     fn carry_out(&mut self, step: Step, next: &Desired) {
         match step {
             Step::Forget(index) => {
-                self.attacher.forget(index);
+                let epoch = self.now.devices.get(&index).map(|old| old.epoch);
+                match self.inventory.device(index) {
+                    // Still there, but no longer to be served: filters do not go by themselves.
+                    Some(device) if Some(device.epoch) == epoch => {
+                        self.attacher.detach(index, &device.link.name).unwrap_or_else(|error| report(&error));
+                    }
+                    _ => self.attacher.forget(index),
+                }
                 if let Err(error) = self.map.remove(index) {
                     tracing::warn!(ifindex = index, %error, "cannot remove a device's entry");
                 }

@@ -207,11 +207,12 @@ async fn watch_kube_proxy(mut settings: SettingsMap) -> anyhow::Result<()> {
     loop {
         ticks.tick().await;
         let stands = kube_proxy::stands().context("cannot look for kube-proxy's rules")?;
-        if known.replace(stands) != Some(stands) {
+        let before = known.replace(stands);
+        if before != Some(stands) {
             settings.set_flag(Settings::KUBE_PROXY, stands)?;
-            if known.is_some() {
-                tracing::info!(stands, "kube-proxy's rules");
-            }
+        }
+        if before.is_some_and(|before| before != stands) {
+            tracing::info!(stands, "kube-proxy's rules came or went");
         }
     }
 }

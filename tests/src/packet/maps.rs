@@ -5,9 +5,7 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use aya::Ebpf;
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues};
-use nix::time::{ClockId, clock_gettime};
-use proxy_common::abi::config::RejectBucket;
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use proxy_common::abi::{Config, Device, Flow, FlowKey, PortStats, Slot};
 use proxy_common::{Addr4, Addr6, Address, Family, Outcome, V4, V6};
 
@@ -127,18 +125,6 @@ impl Maps {
         for (key, _) in self.flows::<V6>(table) {
             self.remove_flow(table, &key);
         }
-    }
-
-    /// Takes every token from the buckets of answers, as if they had been earned just now.
-    pub fn empty_reject_bucket(&mut self) {
-        let mut map: PerCpuArray<_, RejectBucket> =
-            self.map_mut("REJECTS").try_into().unwrap_or_else(|e| wrong("REJECTS", e));
-        let values = map.get(&0, 0).unwrap_or_else(|e| wrong("REJECTS", e));
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).expect("the clock runs");
-        let filled_ns = now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64;
-        let empty = RejectBucket { filled_ns, tokens: 0 };
-        let values = PerCpuValues::try_from(vec![empty; values.len()]).unwrap_or_else(|e| wrong("REJECTS", e));
-        map.set(0, values, 0).unwrap_or_else(|e| wrong("REJECTS", e));
     }
 
     /// Lets time pass for every flow: their last packet is this much longer ago.

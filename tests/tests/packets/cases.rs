@@ -45,7 +45,7 @@ impl Talk {
     }
 
     /// The same from another port of the client.
-    pub(crate) fn from_port(mut self, port: u16) -> Self {
+    pub(crate) fn on_port(mut self, port: u16) -> Self {
         self.client.set_port(port);
         self
     }

@@ -50,7 +50,7 @@ fn with_three(wire: Wire) -> fairlead_tests::packet::Service {
 
 /// A conversation with whichever endpoint was chosen for its first packet.
 fn begin(node: &Node, wire: Wire, client_port: u16) -> Talk {
-    let mut talk = Talk::to(wire, wire.at(world::remote, TARGET)).from_port(client_port);
+    let mut talk = Talk::to(wire, wire.at(world::remote, TARGET)).on_port(client_port);
     talk.endpoint = node.arrives(POD1, &talk.opening()).destination();
     talk
 }

@@ -19,7 +19,7 @@ pub(crate) fn when_flows_is_full_new_flows_are_dropped_and_established_ones_work
     let mut node = Node::start_with(Settings { flows: 2, ..Settings::default() });
     node.apply(&web(wire).elsewhere(first.endpoint.ip()));
     first.is_opened(&node);
-    let second = first.from_port(40_001);
+    let second = first.on_port(40_001);
     second.goes(&node, Outcome::RequestNew, &second.opening());
     node.leaves(POD1, &second.answer()).is_dropped(Outcome::DropFlowsFull);
     first.goes_on(&node);
@@ -30,7 +30,7 @@ fn a_pair_that_fits_only_by_half_is_not_kept(wire: Wire) {
     let mut node = Node::start_with(Settings { flows: 3, ..Settings::default() });
     node.apply(&web(wire).elsewhere(first.endpoint.ip()));
     first.is_opened(&node);
-    let second = first.from_port(40_001);
+    let second = first.on_port(40_001);
     second.goes(&node, Outcome::RequestNew, &second.opening());
     node.leaves(POD1, &second.answer()).is_dropped(Outcome::DropFlowsFull);
     assert_eq!(node.maps.count(Table::Confirmed), 2, "half a pair is left:\n{}", node.maps.describe());
@@ -60,7 +60,7 @@ fn a_port_counts_its_new_flows_and_refused_packets(wire: Wire) {
     talk.goes_on(&node);
     assert_eq!(node.maps.port_stats(port_id), (1, 0));
     node.apply(&web(wire));
-    let refused = talk.from_port(40_001);
+    let refused = talk.on_port(40_001);
     assert_eq!(node.arrives(POD1, &refused.opening()).counted(), [Outcome::RejectNoEndpoint]);
     assert_eq!(node.maps.port_stats(port_id), (1, 1));
 }

@@ -30,7 +30,7 @@ const NODE_PORT: u16 = 30_080;
 fn chosen(node: &Node, wire: Wire) -> BTreeSet<SocketAddr> {
     let talk = Talk::to(wire, wire.at(world::remote, TARGET));
     (CLIENT_PORT..CLIENT_PORT + 64)
-        .map(|port| node.arrives(POD1, &talk.from_port(port).opening()).destination())
+        .map(|port| node.arrives(POD1, &talk.on_port(port).opening()).destination())
         .collect()
 }
 

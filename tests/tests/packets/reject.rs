@@ -170,9 +170,11 @@ pub(crate) fn answers_are_limited(family: IpFamily) {
     let datagram = talk.opening();
     let answer = unreachable_for(&datagram, quote(family));
     node.arrives(POD1, &datagram).is_answered(Outcome::RejectNoEndpoint, &answer);
-    // Another token comes within a second: of a few packets at once, most get none.
+    // Another token comes with the next second: of a few packets at once, most get none.
     let limited = (0..20).filter(|_| node.arrives(POD1, &datagram).counted() == [Outcome::DropRejectLimit]).count();
-    assert!(limited >= 18, "only {limited} of 20 datagrams at once were left without an answer");
-    node.maps.empty_reject_bucket();
+    assert!(limited >= 10, "only {limited} of 20 datagrams at once were left without an answer");
+    node.maps.configure(|config| config.reject_per_sec = 0);
+    // One token may be left.
+    while node.arrives(POD1, &datagram).counted() == [Outcome::RejectNoEndpoint] {}
     node.arrives(POD1, &datagram).is_dropped(Outcome::DropRejectLimit);
 }

@@ -59,7 +59,7 @@ fn one_client_port_to_two_services_gets_two_endpoints_where_there_are_two(wire: 
     let node = Node::serving(&[&web(wire).elsewhere(taken.ip()), &both]);
     second.endpoint = spare;
     for port in 40_000..40_016 {
-        let (first, second) = (first.from_port(port), second.from_port(port));
+        let (first, second) = (first.on_port(port), second.on_port(port));
         first.is_opened(&node);
         second.is_opened(&node);
         second.goes_on(&node);
@@ -92,7 +92,7 @@ fn a_direct_packet_on_a_tuple_of_its_own_is_left_alone(wire: Wire) {
     let talk = Talk::to(wire, wire.at(world::remote, TARGET));
     let node = Node::serving(&[&web(wire).elsewhere(talk.endpoint.ip())]);
     talk.is_opened(&node);
-    let alone = talk.from_port(40_001);
+    let alone = talk.on_port(40_001);
     node.arrives(POD1, &at(POD1, wire.opening(alone.client, alone.endpoint))).is_left_alone();
     node.leaves(POD1, &out_of(POD1, wire.answer(alone.endpoint, alone.client))).is_left_alone();
     assert_eq!((node.maps.count(Table::HalfOpen), node.maps.count(Table::Confirmed)), (0, 2));

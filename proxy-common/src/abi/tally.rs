@@ -1,4 +1,4 @@
-//! `TALLY`: look-ups by map, counted only in the build that measures them (feature `tally` of `proxy-ebpf`).
+//! Look-ups by map, counted only in the build that measures them (feature `tally` of `proxy-ebpf`).
 
 macro_rules! tallied {
     ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
@@ -8,7 +8,7 @@ macro_rules! tallied {
         pub enum Tally { $($(#[doc = $doc])+ $variant),+ }
 
         impl Tally {
-            /// All of them; each one's place is its index in `TALLY`.
+            /// All of them; each one's place is its index among the counters.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
             /// The map's name.
@@ -55,9 +55,6 @@ tallied! {
 impl Tally {
     /// True for a hash map: its look-ups walk memory. An array's are an address computed in place.
     pub const fn is_hash(self) -> bool {
-        matches!(
-            self,
-            Self::Flows | Self::New | Self::Services | Self::ClusterIps | Self::NodeAddrs | Self::Devices
-        )
+        matches!(self, Self::Flows | Self::New | Self::Services | Self::ClusterIps | Self::NodeAddrs | Self::Devices)
     }
 }

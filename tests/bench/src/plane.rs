@@ -19,7 +19,7 @@ use proxy_agent::{
         bpf::{Access, BpfDataplane},
         load::{self, EGRESS_STUB, INGRESS_STUB},
         pin::PinRoot,
-        probe, sys,
+        probe,
     },
     diff::Ledger,
     plan,
@@ -153,7 +153,6 @@ impl Drop for Plane {
 
 /// Loads maps and programs as the agent does, but from any object.
 fn load(object: &[u8], pins: &PinRoot) -> Result<Ebpf> {
-    sys::raise_memlock().context("cannot raise the limit on locked memory")?;
     let features = probe::features().context("cannot find out what this kernel can do")?;
     anyhow::ensure!(features.tcx, "the bench attaches and detaches by tcx links, which this kernel lacks (6.6)");
     let shapes = load::sized_shapes(&SIZES, true)?;

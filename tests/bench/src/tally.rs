@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::{
     Pod,
-    maps::{HashMap, Map, MapData, PerCpuArray},
+    maps::{Array, HashMap, Map, MapData},
 };
 use fairlead_lab::Namespace;
 use proxy_agent::dataplane::pin::PinRoot;
@@ -72,6 +72,9 @@ impl fmt::Display for Count {
     }
 }
 
+/// The section of the programs' global data: the counters are all there is of it.
+const COUNTERS: &str = ".bss";
+
 /// Builds the counting object.
 pub fn build() -> Result<Vec<u8>> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
@@ -89,7 +92,7 @@ pub fn build() -> Result<Vec<u8>> {
 /// The counting build, loaded and filled; attached nowhere.
 pub struct Counting {
     plane: Plane,
-    tally: PerCpuArray<MapData, u64>,
+    tally: Array<MapData, [u64; Tally::ALL.len()]>,
 }
 
 impl fmt::Debug for Counting {
@@ -103,8 +106,8 @@ impl Counting {
     pub fn new(object: &[u8], pins: PathBuf) -> Result<Self> {
         let node = Namespace::current()?;
         let mut plane = Plane::new(object, &node, &[plane::loopback()], pins, &classes::plan(2))?;
-        let tally =
-            plane.take_map("TALLY").context("the object has no map TALLY: it was built without feature tally")?;
+        let tally = plane.take_map(COUNTERS);
+        let tally = tally.context("the object counts no look-ups: it was built without feature tally")?;
         Ok(Self { plane, tally: tally.try_into()? })
     }
 
@@ -121,10 +124,8 @@ impl Counting {
     }
 
     fn tally(&self) -> Result<BTreeMap<Tally, u64>> {
-        Tally::ALL
-            .iter()
-            .map(|map| Ok((*map, self.tally.get(&(*map as u32), 0).context("cannot read TALLY")?.iter().sum())))
-            .collect()
+        let counts = self.tally.get(&0, 0).context("cannot read the counters")?;
+        Ok(Tally::ALL.iter().copied().zip(counts).collect())
     }
 
     /// Entries of `NEW` and of `FLOWS`.

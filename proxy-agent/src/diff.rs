@@ -27,9 +27,6 @@ use batch::Batch;
 use filter_bits::FilterBits;
 use port::{Held, Means};
 
-#[cfg(test)]
-mod tests;
-
 /// While this long has not passed since a run changed, flows may still be half open under the run before: as long as a
 /// half-open entry lives (`abi::Config::NEW_TIMEOUT_SECS`).
 pub const QUIET: Duration = Duration::from_secs(abi::Config::NEW_TIMEOUT_SECS as u64);

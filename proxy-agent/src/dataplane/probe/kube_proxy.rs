@@ -94,7 +94,7 @@ fn in_legacy_iptables() -> bool {
 
 /// `struct ipt_getinfo`.
 const INFO_LEN: usize = 84;
-/// `struct ipt_get_entries` up to its entries: name[32], size, aligned to 8.
+/// `struct ipt_get_entries` up to its entries: `name[32]`, `size`, aligned to 8.
 const ENTRIES_HEAD: usize = 40;
 
 fn ask(level: i32, option: i32, len: usize, size: u32) -> Option<Vec<u8>> {

@@ -1,4 +1,4 @@
-//! Fairlead's eBPF programs: attach points only. A packet's path is [`pipeline`], top to bottom.
+//! Fairlead's eBPF programs: attach points only. A packet's path is `pipeline.rs`, top to bottom.
 //!
 //! Links hold the stubs; what they run is a slot of `PROGRAMS`, so a new build is switched in with a few stores.
 

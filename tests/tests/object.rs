@@ -12,23 +12,23 @@ use proxy_common::{ABI_VERSION, Outcome, abi};
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/golden/object.txt");
 
 fn inventory() -> String {
-    let object = Object::parse(OBJECT).unwrap();
+    let object = Object::parse(OBJECT).expect("the built object is an ELF that aya reads");
     let mut text = format!("layout version {ABI_VERSION}\n\nprograms\n");
     let programs: BTreeMap<_, _> = object.programs.iter().collect();
     for (name, program) in programs {
-        writeln!(text, "  {name:<14} {:?}", program.section).unwrap();
+        writeln!(text, "  {name:<14} {:?}", program.section).expect("a String takes it");
     }
     text.push_str("\nmaps             type          key  value  entries  flags\n");
-    for (name, shape) in load::shapes().unwrap() {
+    for (name, shape) in load::shapes().expect("the built object names its maps") {
         let Shape { kind, key_size, value_size, max_entries, flags } = shape;
         let kind = load::kind_name(kind);
         let kept = if load::is_pinned(&name) { flag_names(flags) } else { "scratch, not pinned".to_owned() };
         let line = format!("  {name:<14} {kind:<13} {key_size:>3} {value_size:>6} {max_entries:>8}  {kept}");
-        writeln!(text, "{}", line.trim_end()).unwrap();
+        writeln!(text, "{}", line.trim_end()).expect("a String takes it");
     }
     text.push_str("\noutcomes\n");
     for outcome in Outcome::ALL {
-        writeln!(text, "  {:>2} {}", *outcome as u32, outcome.name()).unwrap();
+        writeln!(text, "  {:>2} {}", *outcome as u32, outcome.name()).expect("a String takes it");
     }
     text
 }

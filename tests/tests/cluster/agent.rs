@@ -71,6 +71,14 @@ impl Agent {
         ended
     }
 
+    /// Ends it as a crash does.
+    pub(crate) fn crash(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
     /// Waits for its first full sync.
     pub(crate) fn wait_synced(&mut self, limit: Duration) {
         let mut alive = true;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use fairlead_lab::{Load, Proto, load::LoadPlan};
+use fairlead_lab::{Ask, Load, Proto, load::LoadPlan};
 use fairlead_tests::controlplane::Api;
 use futures::StreamExt as _;
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
@@ -166,6 +166,27 @@ fn a_connection_that_dies_without_a_word_is_noticed() {
     });
     cluster.served_by(&vips, "pod-b", SILENCE);
     println!("in step {} after the connections died", ms(dead.elapsed()));
+}
+
+#[test]
+fn changes_made_while_the_agent_was_dead_are_applied_when_it_starts() {
+    let mut cluster = Cluster::start();
+    let four = Four::create(&cluster);
+    let load = undisturbed(&cluster, &four.untouched);
+    let mut established = Ask::new(Proto::Tcp, four.untouched.v6).open(&cluster.lab.client.ns).unwrap().unwrap();
+    assert_eq!(established.ask().outcome.server(), Some("pod-a"));
+
+    cluster.agent.crash();
+    let created = Four::change(&cluster);
+    throughout(Duration::from_secs(1), || four.unchanged(&cluster));
+    cluster.agent.launch();
+    cluster.agent.wait_synced(AFTER_BACKOFF);
+    four.changed(&cluster, &created);
+
+    cluster.set_endpoints("moved", &["pod-c"]);
+    cluster.served_by(&four.moved, "pod-c", SOON);
+    assert_eq!(established.ask().outcome.server(), Some("pod-a"), "an established connection outlives the agent");
+    none_failed(load);
 }
 
 /// The version of the list of Services: what a watch that follows it begins from.

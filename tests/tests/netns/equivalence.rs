@@ -82,7 +82,7 @@ fn observe(cluster: &Cluster, ask: Ask, client: &Party<'_>, endpoint: &Party<'_>
         // A node process may be seen with another source than its socket has; then that is the client's address.
         source = answer.peer;
     }
-    let tracked = entries(cluster, source)?;
+    let tracked = entries(cluster, ask.proto, source)?;
     drop(conversation);
     let [at_endpoint, at_client] = captures.map(Capture::stop);
     let redirects: Vec<_> = at_client.iter().filter(|packet| packet.is_redirect()).collect();
@@ -110,10 +110,12 @@ fn observe(cluster: &Cluster, ask: Ask, client: &Party<'_>, endpoint: &Party<'_>
     })
 }
 
-/// The entries of one client address and port; timers left out.
-fn entries(cluster: &Cluster, client: SocketAddr) -> Result<BTreeSet<String>> {
+/// The entries of one client address and port; timers left out. The other transport's cell may have left one of the same
+/// port.
+fn entries(cluster: &Cluster, proto: Proto, client: SocketAddr) -> Result<BTreeSet<String>> {
     let port = |addr: SocketAddr| if addr == client { format!("{}:*", addr.ip()) } else { addr.to_string() };
-    let own = |entry: &conntrack::Entry| entry.original.src == client || entry.reply.dst == client;
+    let own =
+        |entry: &conntrack::Entry| entry.proto == proto && (entry.original.src == client || entry.reply.dst == client);
     let listed = conntrack::list(&cluster.lab.node.ns)?;
     Ok(listed
         .iter()

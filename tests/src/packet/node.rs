@@ -279,20 +279,28 @@ fn fill_slots(ebpf: &mut Ebpf) -> OwnedFd {
     fd
 }
 
+/// Pins for a moment.
+struct Pins(PinRoot);
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        // What cannot be removed shows in the next `ls`; a test that fails already must not fail twice.
+        std::fs::remove_dir_all(self.0.path()).ok();
+    }
+}
+
 /// The agent's own view of the maps. It opens pins, which are taken away again at once.
 fn open_dataplane(ebpf: &Ebpf) -> BpfDataplane {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     let root = PathBuf::from(format!("/sys/fs/bpf/fairlead-packets-{}-{number}", std::process::id()));
-    let pins = PinRoot::new(root.clone()).expect("an absolute path");
-    pins.prepare().expect("the BPF file system takes pins");
+    let pins = Pins(PinRoot::new(root).expect("an absolute path"));
+    pins.0.prepare().expect("the BPF file system takes pins");
     // The compiler's own sections have dots in their names, which pins cannot have.
     for (name, map) in ebpf.maps().filter(|(name, _)| !name.starts_with('.')) {
-        map.pin(pins.map(name)).unwrap_or_else(|e| panic!("cannot pin {name}: {e}"));
+        map.pin(pins.0.map(name)).unwrap_or_else(|e| panic!("cannot pin {name}: {e}"));
     }
-    let dataplane = BpfDataplane::open(&pins, Access::Write);
-    std::fs::remove_dir_all(&root).unwrap_or_else(|e| panic!("cannot remove {}: {e}", root.display()));
-    dataplane.expect("the agent opens its own maps")
+    BpfDataplane::open(&pins.0, Access::Write).expect("the agent opens its own maps")
 }
 
 fn configure(maps: &mut Maps, settings: Settings) {

@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn a_chain_that_is_cut_off_or_endless_is_truncated() {
         let hop = [HOP_BY_HOP, 0, 0, 0, 0, 0, 0, 0];
-        assert_eq!(parse(&frame(HOP_BY_HOP, &[&hop; 6])), Err(NoL4::Truncated));
+        assert_eq!(parse(&frame(HOP_BY_HOP, &[&hop[..]; 6])), Err(NoL4::Truncated));
         assert_eq!(parse(&frame(HOP_BY_HOP, &[&hop[..1]])), Err(NoL4::Truncated));
     }
 }

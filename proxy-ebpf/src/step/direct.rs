@@ -39,7 +39,8 @@ fn guard<F: Maps>(key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen) -> Outcome 
     Outcome::DropTupleClash
 }
 
-/// True if a live Service flow expects its replies under this key.
+/// True if a live Service flow expects its replies under this key. One that is over gives the key up: its entry would
+/// go on translating, and the answer to this packet is not its own.
 #[inline(always)]
 fn is_held<F: Maps>(reply: &mut Entry<F>) -> bool {
     let Entry { key, partner, .. } = reply;
@@ -47,13 +48,26 @@ fn is_held<F: Maps>(reply: &mut Entry<F>) -> bool {
     if let Some(held) = F::flows().get_ptr(&*key) {
         // SAFETY: the map's element; each field is read once.
         let held = unsafe { &*held };
-        return held.flags & skip == 0 && reserve::is_live(key, held, partner);
+        if held.flags & skip != 0 {
+            return false;
+        }
+        let live = reserve::is_live(key, held, partner);
+        if !live {
+            flow::remove(key, held, partner);
+        }
+        return live;
     }
-    match F::new_flows().get_ptr(&*key) {
-        // SAFETY: as above.
-        Some(held) => unsafe { (*held).flags & skip == 0 && !flow::is_stale((*held).last_seen_secs) },
-        None => false,
+    let Some(held) = F::new_flows().get_ptr(&*key) else { return false };
+    // SAFETY: as above.
+    let (flags, last_seen_secs) = unsafe { ((*held).flags, (*held).last_seen_secs) };
+    if flags & skip != 0 {
+        return false;
     }
+    let stale = flow::is_stale(last_seen_secs);
+    if stale {
+        maps::forget_new(key);
+    }
+    !stale
 }
 
 macro_rules! subprogram {

@@ -10,7 +10,13 @@ use fairlead_lab::{Ask, Conversation};
 
 use crate::cell::{Cluster, Combo, TARGET};
 
-matrix! { one_client_port_reaches_one_endpoint_by_two_vips_and_directly }
+/// Client ports of these cases; below the ephemeral ones, so that nobody else takes them.
+static NEXT_PORT: AtomicU16 = AtomicU16::new(20_000);
+
+matrix! {
+    one_client_port_reaches_one_endpoint_by_two_vips_and_directly,
+    a_closed_service_connection_leaves_its_port_to_a_direct_one,
+}
 
 /// Linux gives one source port to several destinations, and resolvers send one socket's queries to several name
 /// servers; behind both may be the same endpoint. A direct connection that was there before any Service flow is not
@@ -19,7 +25,6 @@ fn one_client_port_reaches_one_endpoint_by_two_vips_and_directly(
     cluster: &Cluster,
     Combo { v6, proto }: Combo,
 ) -> Result<()> {
-    static NEXT_PORT: AtomicU16 = AtomicU16::new(20_000);
     let client = &cluster.lab.client.ns;
     let services = [cluster.service("first"), cluster.service("second")];
     for service in &services {
@@ -50,6 +55,30 @@ fn one_client_port_reaches_one_endpoint_by_two_vips_and_directly(
         for (_, conversation) in open {
             conversation.abort();
         }
+    }
+    Ok(())
+}
+
+/// What is left of a connection that has ended must not translate the answers of its successor.
+fn a_closed_service_connection_leaves_its_port_to_a_direct_one(
+    cluster: &Cluster,
+    Combo { v6, proto }: Combo,
+) -> Result<()> {
+    let (service, client) = (cluster.service("closed"), &cluster.lab.client.ns);
+    service.serve(&service.pods(&[0]), client, Ask::new(proto, service.vip(v6)))?;
+    let direct = SocketAddr::new(cluster.pod_ip(0, v6), TARGET);
+    for aborted in [false, true] {
+        let port = NEXT_PORT.fetch_add(1, Ordering::Relaxed);
+        let opened = Ask::new(proto, service.vip(v6)).port(port).open(client)?;
+        let mut conversation = opened.map_err(|outcome| anyhow::anyhow!("port {port} to the Service: {outcome}"))?;
+        ensure!(conversation.ask().outcome.server() == Some("pod-a"), "port {port} to the Service");
+        if aborted {
+            conversation.abort();
+        } else {
+            drop(conversation);
+        }
+        let attempt = Ask::new(proto, direct).port(port).once(client)?;
+        ensure!(attempt.outcome.server() == Some("pod-a"), "port {port} to {direct}, aborted {aborted}: {attempt}");
     }
     Ok(())
 }

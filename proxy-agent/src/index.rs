@@ -79,8 +79,9 @@ pub struct Changed {
 
 impl Changed {
     /// Adds what another event changed.
-    pub fn merge(&mut self, mut other: Self) {
-        self.services.append(&mut other.services);
+    pub fn merge(&mut self, other: Self) {
+        // Not `append`, which rebuilds the whole set for one element.
+        self.services.extend(other.services);
         self.node |= other.node;
     }
 

@@ -45,6 +45,7 @@ pub(crate) struct Prober {
 #[derive(Default)]
 struct Shared {
     heard: Mutex<Vec<Heard>>,
+    asked: Mutex<Vec<Instant>>,
     news: Condvar,
 }
 
@@ -73,6 +74,13 @@ impl Prober {
             .wait_timeout_while(heard, limit, |heard| find(heard).is_none())
             .unwrap_or_else(PoisonError::into_inner);
         find(&heard)
+    }
+
+    /// The longest time without a question that overlaps the span from `since` to `until`.
+    pub(crate) fn longest_pause(&self, since: Instant, until: Instant) -> Duration {
+        let asked = self.shared.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let overlapping = asked.windows(2).filter(|pair| pair[1] >= since && pair[0] <= until);
+        overlapping.map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
     }
 
     /// Every answer so far.
@@ -112,6 +120,7 @@ fn probe(to: SocketAddr, stop: &AtomicBool, sink: &Shared) {
         .unwrap();
         socket.set_nonblocking(true).unwrap();
         let (nonce, asked) = (fresh_nonce(), Instant::now());
+        sink.asked.lock().unwrap_or_else(PoisonError::into_inner).push(asked);
         // Not reachable yet is what a prober is for.
         if socket.connect(to).and_then(|()| socket.send(&wire::request(nonce, 0, 0))).is_ok() {
             open.push_back(Question { socket, nonce, asked });

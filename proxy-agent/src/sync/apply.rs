@@ -36,7 +36,9 @@ impl<D: Dataplane> Sync<D> {
             return self.refuse(&change.subject, &error, now);
         }
         self.ledger.finish(&change, desired);
-        if self.board.done(&change.subject) {
+        // Words that came to rest do not make up for a plan that failed.
+        let whole = desired.is_some() || !matches!(change.subject, Subject::Service(_));
+        if whole && self.board.done(&change.subject) {
             warn!(subject = %change.subject, "a change that had failed is done");
         }
         if !change.is_empty() {

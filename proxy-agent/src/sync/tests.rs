@@ -378,6 +378,22 @@ fn slots_that_do_not_suffice_leave_the_service_as_it_was() {
 }
 
 #[test]
+fn a_run_that_comes_to_rest_does_not_hide_a_plan_that_failed() {
+    let mut rig = Rig::synced();
+    rig.events([apply_service(service("a", 1, &[("http", 80)]))]);
+    rig.events([apply_slice(slice("a", "a", "http", vec![endpoint(1)]))]);
+    rig.events([apply_slice(slice("a", "a", "http", vec![endpoint(3)]))]);
+    // The next plan fails in the very step in which the last change comes to rest.
+    rig.maps.inject(|op| matches!(op, MapOp::PutSlot { slot, .. } if slot.addr == IpAddr::from([10, 244, 0, 5])));
+    rig.now += QUIET;
+    rig.events([apply_slice(slice("a", "a", "http", vec![endpoint(5)]))]);
+    assert!(rig.sync.board().entries()[0].error.is_some());
+    rig.maps.heal();
+    rig.rest();
+    assert!(rig.text().contains("10.244.0.5:8080"), "{}", rig.text());
+}
+
+#[test]
 fn a_restart_keeps_ids_and_writes_only_what_differs() {
     let mut rig = Rig::synced();
     let objects = [

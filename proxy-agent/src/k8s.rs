@@ -5,6 +5,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
+mod client;
 pub mod endpoint_slice;
 pub mod endpoints;
 pub mod manifest;

@@ -157,15 +157,3 @@ fn synced_means_every_list_and_the_nodes_addresses() {
     assert!(index.is_synced());
     assert!(index.apply(Event::NodeAddrs(addrs)).is_empty());
 }
-
-#[test]
-fn merging_changes_grows_with_the_change_and_not_with_what_is_pending() {
-    // 40,000 merges into one set: a fraction of a second, or minutes if each one went over the whole set.
-    let began = std::time::Instant::now();
-    let mut pending = Changed::default();
-    for i in 0..40_000 {
-        pending.merge(changed(&[&format!("s{i}")]));
-    }
-    assert_eq!(pending.services.len(), 40_000);
-    assert!(began.elapsed() < std::time::Duration::from_secs(20), "{:?}", began.elapsed());
-}

@@ -51,7 +51,7 @@ impl KubeApi {
             config.cluster_url = server.parse().map_err(|error| unusable(format!("--api-server {server}"), error))?;
         }
         let url = config.cluster_url.to_string();
-        let client = Client::try_from(config).map_err(|error| unusable(what, error))?;
+        let client = super::client::connect(config).map_err(|error| unusable(what, error))?;
         Ok(Self { client, url, node: node.to_owned() })
     }
 }

@@ -60,19 +60,15 @@ pub(crate) fn choice(skb: &Skb, service: &Service, outward: bool) -> Option<Choi
         // Pods of this node and the node itself may use any endpoint, whatever the external policy (rule 69).
         _ => policy.flags() & Policy::EXTERNAL_LOCAL != 0 && !outward && !is_from_pod(skb),
     };
-    Some(if local != cfg!(feature = "mutant-runs-swapped") {
-        Choice {
-            run: Run { word: word(port, offset_of!(local)) },
-            settled: Run { word: word(port, offset_of!(local_settled)) },
-            moved: policy.flags() & Policy::LOCAL_MOVED != 0,
-        }
+    let (run, settled, moved) = if local != cfg!(feature = "mutant-runs-swapped") {
+        (offset_of!(local), offset_of!(local_settled), Policy::LOCAL_MOVED)
     } else {
-        Choice {
-            run: Run { word: word(port, offset_of!(cluster)) },
-            settled: Run { word: word(port, offset_of!(cluster_settled)) },
-            moved: policy.flags() & Policy::CLUSTER_MOVED != 0,
-        }
-    })
+        (offset_of!(cluster), offset_of!(cluster_settled), Policy::CLUSTER_MOVED)
+    };
+    let run = Run { word: word(port, run) };
+    // Read again behind the run: the agent sets the flag before it moves the run.
+    let policy = Policy { word: word(port, offset_of!(policy)) };
+    Some(Choice { run, settled: Run { word: word(port, settled) }, moved: policy.flags() & moved != 0 })
 }
 
 macro_rules! offset_of {

@@ -119,6 +119,11 @@ impl Tier {
         }
     }
 
+    /// True for the tiers whose cases measure times.
+    pub(super) const fn is_timed(self) -> bool {
+        matches!(self, Self::Netns | Self::Cluster)
+    }
+
     /// The most that CI gives each of its commands, compiling included.
     pub(super) const fn limit(self) -> Duration {
         Duration::from_secs(match self {

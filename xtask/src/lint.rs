@@ -60,10 +60,10 @@ fn ebpf() -> Result<()> {
     let options = Options {
         workspace: &machine::root(),
         target_dir: &machine::target_dir().join("ebpf-check"),
-        features: &["log"],
+        features: &["tally"],
         subcommand: "check",
     };
-    proxy_ebpf_build::build(&options).map(drop).context("the object with its logging switched on")
+    proxy_ebpf_build::build(&options).map(drop).context("the object that counts its look-ups")
 }
 
 fn rustdoc() -> Result<()> {

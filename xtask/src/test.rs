@@ -106,7 +106,7 @@ fn run_tier(tier: Tier, filter: &[String]) -> Row {
 }
 
 /// So many failures of a tier that measures times may be the machine's; more are not.
-const AGAIN: usize = 4;
+const AGAIN: usize = 12;
 
 /// Runs what failed once more, alone. What passes then is said in the report, by name, and does not fail the tier: a
 /// machine that slept for half a second is no error of ours. What fails twice has failed.

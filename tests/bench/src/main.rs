@@ -4,7 +4,11 @@ use std::{borrow::Cow, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
-use fairlead_bench::{exchange, report, rows::Effort, sender, soak};
+use fairlead_bench::{
+    exchange, report,
+    rows::{Effort, Traffic},
+    sender, soak,
+};
 use proxy_agent::dataplane::load::OBJECT;
 
 /// Measures what Fairlead costs on this machine.
@@ -31,6 +35,9 @@ struct RunArgs {
     /// Interleaved rounds per row
     #[arg(long, value_name = "N", default_value_t = 15, value_parser = clap::value_parser!(u16).range(11..))]
     rounds: u16,
+    /// Only these rows, without the classes
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "ROW,…")]
+    only: Vec<Traffic>,
     /// Length of a slice, milliseconds
     #[arg(long, value_name = "MS", default_value_t = 200, value_parser = clap::value_parser!(u64).range(20..))]
     slice: u64,
@@ -103,7 +110,7 @@ fn run(cli: &Cli) -> Result<bool> {
             pin(&cli.run)?;
             let (rounds, slice) = (usize::from(cli.run.rounds), Duration::from_millis(cli.run.slice));
             let effort = Effort { rounds, slice, many: cli.run.services };
-            let missed = report::all(&object(&cli.run)?, effort, cli.run.json.as_deref())?;
+            let missed = report::all(&object(&cli.run)?, effort, &cli.run.only, cli.run.json.as_deref())?;
             Ok(missed.is_empty() || !cli.run.check)
         }
     }

@@ -47,10 +47,10 @@ pub fn pins(name: &str) -> Result<PathBuf> {
     Ok(Path::new(janitor::BPF_FS).join(format!("{}{name}", janitor::own_prefix())))
 }
 
-/// Measures and prints all rows and classes; returns the bounds that are missed.
-pub fn all(object: &[u8], effort: Effort, json: Option<&Path>) -> Result<Vec<String>> {
-    let rows = ratios(object, effort)?;
-    let classes = classes(object)?;
+/// Measures and prints all rows and classes, or `only` these rows; returns the bounds that are missed.
+pub fn all(object: &[u8], effort: Effort, only: &[Traffic], json: Option<&Path>) -> Result<Vec<String>> {
+    let rows = ratios(object, effort, if only.is_empty() { &Traffic::ALL } else { only })?;
+    let classes = if only.is_empty() { classes(object)? } else { Vec::new() };
     let missed: Vec<_> = rows.iter().flat_map(Row::misses).collect();
     for miss in &missed {
         println!("falls short: {miss}");
@@ -63,14 +63,14 @@ pub fn all(object: &[u8], effort: Effort, json: Option<&Path>) -> Result<Vec<Str
     Ok(missed)
 }
 
-fn ratios(object: &[u8], effort: Effort) -> Result<Vec<Row>> {
+fn ratios(object: &[u8], effort: Effort, traffic: &[Traffic]) -> Result<Vec<Row>> {
     let mut bench = Bench::new(object, effort)?;
     println!(
         "{:<32} {:>6} {:>6} {:>6}  {:<20}  {:<20}  {:<20}",
         "ns per packet, one core", "none", "few", "many", "few ÷ none", "many ÷ none", "many ÷ few"
     );
     let mut rows = Vec::new();
-    for traffic in Traffic::ALL {
+    for &traffic in traffic {
         for v6 in [false, true] {
             let row = bench.row(traffic, v6)?;
             println!("{row}");

@@ -293,11 +293,11 @@ pub enum MapOp {
         /// Bit `port % 64` is set if the NodePort exists.
         bits: u64,
     },
-    /// Stores eight buckets of `FILTER`.
+    /// Stores sixteen buckets of `FILTER`.
     StoreFilter {
         /// Index.
         index: u32,
-        /// Eight one-byte buckets.
+        /// Sixteen buckets of four bits.
         buckets: u64,
     },
     /// `NODE_ADDRS_V4/6[addr] = flags`.

@@ -55,6 +55,24 @@ pub mod program {
     pub const INGRESS_L3: u32 = 2;
     /// tc egress of devices that start at the IP header; empty until such devices are served.
     pub const EGRESS_L3: u32 = 3;
+    /// An IPv4 packet on its way in with an address that may be ours.
+    pub const INGRESS_V4: u32 = 4;
+    /// The same of IPv6.
+    pub const INGRESS_V6: u32 = 5;
+    /// An IPv4 packet on its way out with an address that may be ours.
+    pub const EGRESS_V4: u32 = 6;
+    /// The same of IPv6.
+    pub const EGRESS_V6: u32 = 7;
+
+    /// Names and slots, in the order in which a new build is switched in: what is jumped to before what jumps.
+    pub const ALL: [(&str, u32); 6] = [
+        ("ingress_v4", INGRESS_V4),
+        ("ingress_v6", INGRESS_V6),
+        ("egress_v4", EGRESS_V4),
+        ("egress_v6", EGRESS_V6),
+        ("ingress", INGRESS),
+        ("egress", EGRESS),
+    ];
 }
 
 /// What `ingress` tells `egress` in `skb->tc_index`. Ingress always overwrites it; it survives forwarding and

@@ -33,12 +33,27 @@ impl PartialEq for Addr6 {
 pub trait Address: Copy + Debug + Default + Eq + Hash + Ord + 'static {
     /// The address as 32-bit words in memory order; an IPv4 address fills the first.
     fn words(&self) -> [u32; 4];
+
+    /// The address with these words.
+    fn of_words(words: [u32; 4]) -> Self;
+
+    /// A copy made word by word: octets that are moved as an array are moved one by one in eBPF.
+    #[inline(always)]
+    #[must_use]
+    fn copied(&self) -> Self {
+        Self::of_words(self.words())
+    }
 }
 
 impl Address for Addr4 {
     #[inline(always)]
     fn words(&self) -> [u32; 4] {
         [u32::from_ne_bytes(self.octets), 0, 0, 0]
+    }
+
+    #[inline(always)]
+    fn of_words(words: [u32; 4]) -> Self {
+        Self { octets: words[0].to_ne_bytes() }
     }
 }
 
@@ -53,6 +68,17 @@ impl Address for Addr6 {
             u32::from_ne_bytes(words[2]),
             u32::from_ne_bytes(words[3]),
         ]
+    }
+
+    #[inline(always)]
+    fn of_words(words: [u32; 4]) -> Self {
+        let mut addr = Self { octets: [0; 16] };
+        let (chunks, _) = addr.octets.as_chunks_mut::<4>();
+        chunks[0] = words[0].to_ne_bytes();
+        chunks[1] = words[1].to_ne_bytes();
+        chunks[2] = words[2].to_ne_bytes();
+        chunks[3] = words[3].to_ne_bytes();
+        addr
     }
 }
 

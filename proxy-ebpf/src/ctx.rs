@@ -3,6 +3,8 @@
 #[cfg(target_arch = "bpf")]
 pub mod tc;
 
+use proxy_common::Addr4;
+
 /// Read access to a packet's bytes; what the parser needs. Two bodies: the kernel's buffer, and a slice in tests.
 pub trait PacketCtx {
     /// Reads `T` at an offset from the first byte of the frame. `None`: the packet ends before.
@@ -26,6 +28,12 @@ pub unsafe trait Plain: Copy {}
 unsafe impl Plain for u8 {}
 // SAFETY: as above.
 unsafe impl Plain for u16 {}
+// SAFETY: as above.
+unsafe impl Plain for u32 {}
+// SAFETY: as above.
+unsafe impl Plain for Addr4 {}
+// SAFETY: as above.
+unsafe impl<const N: usize> Plain for [u32; N] {}
 // SAFETY: as above.
 unsafe impl<const N: usize> Plain for [u8; N] {}
 

@@ -9,6 +9,7 @@ mod programs {
     use aya_ebpf::macros::classifier;
     use aya_ebpf::programs::TcContext;
     use proxy_common::abi::program;
+    use proxy_common::{V4, V6};
 
     use crate::{hook, maps, pipeline};
 
@@ -38,6 +39,33 @@ mod programs {
         pipeline::egress(&ctx)
     }
 
+    // Programs of their own, because they write packets: the kernel begins such a program with code that copies every
+    // packet which somebody else holds, as TCP does until the acknowledgement. Traffic that is not ours is spared that.
+
+    /// An IPv4 packet that may be ours arrives.
+    #[classifier]
+    pub(crate) fn ingress_v4(ctx: TcContext) -> i32 {
+        pipeline::arrive::<V4>(&ctx)
+    }
+
+    /// An IPv6 packet that may be ours arrives.
+    #[classifier]
+    pub(crate) fn ingress_v6(ctx: TcContext) -> i32 {
+        pipeline::arrive::<V6>(&ctx)
+    }
+
+    /// An IPv4 packet that may be ours leaves.
+    #[classifier]
+    pub(crate) fn egress_v4(ctx: TcContext) -> i32 {
+        pipeline::leave::<V4>(&ctx)
+    }
+
+    /// An IPv6 packet that may be ours leaves.
+    #[classifier]
+    pub(crate) fn egress_v6(ctx: TcContext) -> i32 {
+        pipeline::leave::<V6>(&ctx)
+    }
+
     // The verifier refuses a program that can reach this: a panic is a build error, not undefined behaviour.
     #[panic_handler]
     fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
@@ -52,6 +80,8 @@ mod programs {
 #[cfg(target_arch = "bpf")]
 use proxy_ebpf::{ctx, packet};
 
+#[cfg(target_arch = "bpf")]
+mod clock;
 #[cfg(target_arch = "bpf")]
 mod config;
 #[cfg(target_arch = "bpf")]

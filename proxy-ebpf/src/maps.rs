@@ -75,13 +75,14 @@ static PORT_STATS: PerCpuArray<PortStats, { sizes::PORTS as usize }> = PerCpuArr
 #[btf_map]
 static REJECTS: PerCpuArray<RejectBucket, 1> = PerCpuArray::new();
 #[btf_map]
+static CLOCK: Array<u64, 1> = Array::new();
+#[btf_map]
 static PROGRAMS: ProgramArray<{ sizes::PROGRAMS as usize }> = ProgramArray::new();
 // Written and read by the agent alone; it stands here so that the object carries its BTF for bpftool.
 #[btf_map]
 static NAMES: HashMap<u32, Name, { sizes::PORTS as usize }, SPARSE> = HashMap::new();
 
-/// A key and its entry, outside the 512 bytes of stack: the packet's own, and the reply's in the making. Programs on
-/// one CPU do not interleave.
+/// The reply's key and entry in the making, outside the 512 bytes of stack. Programs on one CPU do not interleave.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Entry<F: Family> {
@@ -92,9 +93,9 @@ pub(crate) struct Entry<F: Family> {
 }
 
 #[btf_map]
-static REQUEST_V4: PerCpuArray<Entry<V4>, 1> = PerCpuArray::new();
+static REQUEST_V4: PerCpuArray<Flow<V4>, 1> = PerCpuArray::new();
 #[btf_map]
-static REQUEST_V6: PerCpuArray<Entry<V6>, 1> = PerCpuArray::new();
+static REQUEST_V6: PerCpuArray<Flow<V6>, 1> = PerCpuArray::new();
 #[btf_map]
 static REPLY_V4: PerCpuArray<Entry<V4>, 1> = PerCpuArray::new();
 #[btf_map]
@@ -102,9 +103,9 @@ static REPLY_V6: PerCpuArray<Entry<V6>, 1> = PerCpuArray::new();
 
 /// The maps of one family.
 pub(crate) trait Maps: Family {
-    /// The packet's own key and entry; taken once per run, by the pipeline.
-    fn request() -> Option<&'static mut Entry<Self>>;
-    /// The reply's; taken once per subprogram.
+    /// The packet's own entry; taken once per run, by the pipeline.
+    fn request() -> Option<&'static mut Flow<Self>>;
+    /// The reply's key and entry; taken once per subprogram.
     fn reply() -> Option<&'static mut Entry<Self>>;
     fn services() -> &'static Services<Self>;
     fn cluster_ips() -> &'static ClusterIps<Self::Addr>;
@@ -118,7 +119,7 @@ macro_rules! family_maps {
     ($family:ty: $services:ident $cluster_ips:ident $slots:ident $flows:ident $new:ident $node_addrs:ident $request:ident $reply:ident) => {
         impl Maps for $family {
             #[inline(always)]
-            fn request() -> Option<&'static mut Entry<Self>> {
+            fn request() -> Option<&'static mut Flow<Self>> {
                 tally(Tally::Scratch);
                 // SAFETY: this CPU's own element, taken once per run.
                 $request.get_ptr_mut(0).map(|entry| unsafe { &mut *entry })
@@ -208,7 +209,7 @@ pub(crate) fn filter<A: proxy_common::Address>(addr: &A) -> u8 {
     let (word, shift) = filter::bucket(addr);
     tally(Tally::Filter);
     match FILTER.get(word) {
-        Some(buckets) => (*buckets >> shift) as u8,
+        Some(word) => filter::bits(*word, shift),
         None => 0,
     }
 }
@@ -277,6 +278,13 @@ pub(crate) fn device(ifindex: u32) -> Option<&'static Device> {
 pub(crate) fn reject_bucket() -> Option<*mut RejectBucket> {
     tally(Tally::Rejects);
     REJECTS.get_ptr_mut(0)
+}
+
+/// The time as it was read last.
+#[inline(always)]
+pub(crate) fn clock() -> Option<*mut u64> {
+    tally(Tally::Scratch);
+    CLOCK.get_ptr_mut(0)
 }
 
 /// Remembers that a direct flow's port was exchanged: from now on direct packets are looked up.

@@ -5,7 +5,7 @@ pub mod ipv6;
 
 use proxy_common::{Family, abi::Direction, abi::FlowKey, algo::timeout};
 
-use crate::ctx::{PacketCtx, Plain};
+use crate::ctx::PacketCtx;
 
 /// Length of an Ethernet header without tags, bytes: where the IP header begins.
 pub const ETHERNET: u32 = 14;
@@ -15,24 +15,21 @@ const COMMON_L4_V4: u32 = ETHERNET + 20;
 const COMMON_L4_V6: u32 = ETHERNET + 40;
 
 /// What fragmentation leaves of a packet.
+#[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fragment {
     /// Not a fragment.
-    Whole,
+    Whole = 1,
     /// The first fragment: it has the ports.
     First,
     /// A later one: no ports.
     Later,
 }
 
-/// An IP header.
+/// What follows a fixed IP header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ip<F: Family> {
-    /// Source address.
-    pub src: F::Addr,
-    /// Destination address.
-    pub dst: F::Addr,
-    /// Protocol of what follows the fixed header; an extension header's number on IPv6.
+pub struct Ip {
+    /// Protocol; an extension header's number on IPv6.
     pub next: u8,
     /// Offset of what follows the header (options included on IPv4).
     pub next_offset: u32,
@@ -42,23 +39,57 @@ pub struct Ip<F: Family> {
 
 /// How a family's headers are read.
 pub trait Parse: Family {
-    /// Reads the fixed header (and the length of IPv4 options). `None`: too short or inconsistent.
-    fn ip<C: PacketCtx + ?Sized>(ctx: &C) -> Option<Ip<Self>>;
+    /// Reads the fixed header (and the length of IPv4 options); the addresses go into the key. `None`: too short or
+    /// inconsistent.
+    fn ip<C: PacketCtx + ?Sized>(ctx: &C, key: &mut FlowKey<Self>) -> Option<Ip>;
 
-    /// Follows extension headers to layer 4: protocol, offset, fragmentation. `None`: cut off, or more of them than
-    /// anybody sends.
-    fn upper<C: PacketCtx + ?Sized>(ctx: &C, ip: &Ip<Self>) -> Option<Upper>;
+    /// The source address, of whatever packet; `None`: too short.
+    fn source<C: PacketCtx + ?Sized>(ctx: &C) -> Option<Self::Addr>;
+
+    /// The destination address, of whatever packet; `None`: too short.
+    fn destination<C: PacketCtx + ?Sized>(ctx: &C) -> Option<Self::Addr>;
+
+    /// Follows extension headers to layer 4.
+    fn upper<C: PacketCtx + ?Sized>(ctx: &C, ip: &Ip) -> Upper;
 }
 
-/// Where layer 4 is.
+/// Where layer 4 is, in one register however it was found: bits 0–31 its offset, 32–39 the protocol, 40–47 a
+/// [`Fragment`], zero if there is no layer 4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Upper {
+pub struct Upper(u64);
+
+impl Upper {
+    /// Cut off, or behind more extension headers than anybody sends.
+    pub const NONE: Self = Self(0);
+
+    /// A layer 4 header.
+    #[inline(always)]
+    pub const fn new(proto: u8, offset: u32, fragment: Fragment) -> Self {
+        Self(offset as u64 | (proto as u64) << 32 | (fragment as u64) << 40)
+    }
+
     /// IP protocol number.
-    pub proto: u8,
-    /// Offset of the layer 4 header.
-    pub offset: u32,
-    /// Fragmentation.
-    pub fragment: Fragment,
+    #[inline(always)]
+    pub const fn proto(self) -> u8 {
+        (self.0 >> 32) as u8
+    }
+
+    /// Offset of the header.
+    #[inline(always)]
+    pub const fn offset(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// Fragmentation; `None`: there is no layer 4.
+    #[inline(always)]
+    pub const fn fragment(self) -> Option<Fragment> {
+        match self.0 >> 40 {
+            1 => Some(Fragment::Whole),
+            2 => Some(Fragment::First),
+            3 => Some(Fragment::Later),
+            _ => None,
+        }
+    }
 }
 
 /// The layer 4 header, as far as we care.
@@ -85,47 +116,40 @@ pub const RST: u8 = 0x04;
 /// TCP's ACK flag.
 pub const ACK: u8 = 0x10;
 
-/// Why there is no layer 4.
+/// Why a packet has no tuple.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoL4 {
+pub enum Unread {
+    /// No consistent IP header.
+    Malformed,
     /// A later fragment.
     Fragment,
     /// Cut off.
     Truncated,
 }
 
-/// The two ports that TCP, UDP and SCTP begin with, network order.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Ports {
-    source_be: u16,
-    dest_be: u16,
-}
-
-// SAFETY: two integers, no padding.
-unsafe impl Plain for Ports {}
-
 impl L4 {
     /// Reads layer 4 behind an IP header.
     #[inline(always)]
-    pub fn parse<F: Parse, C: PacketCtx + ?Sized>(ctx: &C, ip: &Ip<F>) -> Result<Self, NoL4> {
-        let upper = F::upper(ctx, ip).ok_or(NoL4::Truncated)?;
-        if upper.fragment == Fragment::Later {
-            return Err(NoL4::Fragment);
+    fn parse<F: Parse, C: PacketCtx + ?Sized>(ctx: &C, ip: &Ip) -> Result<Self, Unread> {
+        let upper = F::upper(ctx, ip);
+        match upper.fragment() {
+            None => return Err(Unread::Truncated),
+            Some(Fragment::Later) => return Err(Unread::Fragment),
+            Some(Fragment::Whole | Fragment::First) => {}
         }
-        let (offset, proto) = (upper.offset, upper.proto);
+        let (proto, offset) = (upper.proto(), upper.offset());
         if !has_ports(proto) {
             return Ok(Self { proto, tcp_flags: 0, sport: 0, dport: 0, offset });
         }
         let tcp = proto == timeout::TCP;
-        let (ports, tcp_flags) = match (F::IS_V6, offset) {
+        let (ports_be, tcp_flags) = match (F::IS_V6, offset) {
             (false, COMMON_L4_V4) => read_at::<C, COMMON_L4_V4, { COMMON_L4_V4 + 13 }>(ctx, tcp),
             (true, COMMON_L4_V6) => read_at::<C, COMMON_L4_V6, { COMMON_L4_V6 + 13 }>(ctx, tcp),
-            _ => ctx.load::<Ports>(offset).zip(if tcp { ctx.load(offset + 13) } else { Some(0) }),
+            _ => ctx.load::<u32>(offset).zip(if tcp { ctx.load(offset + 13) } else { Some(0) }),
         }
-        .ok_or(NoL4::Truncated)?;
-        let (sport, dport) = (u16::from_be(ports.source_be), u16::from_be(ports.dest_be));
-        Ok(Self { proto, tcp_flags, sport, dport, offset })
+        .ok_or(Unread::Truncated)?;
+        let ports = u32::from_be(ports_be);
+        Ok(Self { proto, tcp_flags, sport: (ports >> 16) as u16, dport: ports as u16, offset })
     }
 
     /// True for the segment that opens a TCP connection.
@@ -135,10 +159,11 @@ impl L4 {
     }
 }
 
+/// Source and destination port as one word in network order, and TCP's flags.
 #[inline(always)]
-fn read_at<C: PacketCtx + ?Sized, const PORTS: u32, const FLAGS: u32>(ctx: &C, tcp: bool) -> Option<(Ports, u8)> {
-    let ports = ctx.load_at::<Ports, PORTS>()?;
-    Some((ports, if tcp { ctx.load_at::<u8, FLAGS>()? } else { 0 }))
+fn read_at<C: PacketCtx + ?Sized, const PORTS: u32, const FLAGS: u32>(ctx: &C, tcp: bool) -> Option<(u32, u8)> {
+    let ports_be = ctx.load_at::<u32, PORTS>()?;
+    Some((ports_be, if tcp { ctx.load_at::<u8, FLAGS>()? } else { 0 }))
 }
 
 /// True for protocols that begin with two ports.
@@ -147,8 +172,35 @@ pub const fn has_ports(proto: u8) -> bool {
     matches!(proto, timeout::TCP | timeout::UDP | timeout::SCTP)
 }
 
-/// The flow key of a packet.
+/// Reads a packet into its flow key, in place.
 #[inline(always)]
-pub fn key<F: Family>(ip: &Ip<F>, l4: &L4, dir: Direction) -> FlowKey<F> {
-    FlowKey::new(ip.src, l4.sport, ip.dst, l4.dport, l4.proto, dir)
+pub fn read<F: Parse, C: PacketCtx + ?Sized>(ctx: &C, dir: Direction, key: &mut FlowKey<F>) -> Result<L4, Unread> {
+    let ip = F::ip(ctx, key).ok_or(Unread::Malformed)?;
+    let l4 = L4::parse::<F, C>(ctx, &ip)?;
+    key.sport = l4.sport;
+    key.dport = l4.dport;
+    key.proto = l4.proto;
+    key.dir = dir as u8;
+    key._pad = 0;
+    Ok(l4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn empty<F: Parse>() -> FlowKey<F> {
+        FlowKey::new(F::UNSPECIFIED, 0, F::UNSPECIFIED, 0, 0, Direction::In)
+    }
+
+    /// The fixed header of a frame.
+    pub(super) fn ip<F: Parse>(frame: &[u8]) -> Option<Ip> {
+        F::ip(frame, &mut empty())
+    }
+
+    /// A frame's key and layer 4.
+    pub(super) fn read<F: Parse>(frame: &[u8]) -> Result<(FlowKey<F>, L4), Unread> {
+        let mut key = empty();
+        super::read(frame, Direction::In, &mut key).map(|l4| (key, l4))
+    }
 }

@@ -5,15 +5,17 @@
 //! | `ingress` | destination | a request to a Service, or a reply to a translated source |
 //! | `egress` | source | a reply to a Service's client; destination, for requests of the node's own processes |
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
-use proxy_common::abi::{Direction, filter, tc_index};
-use proxy_common::{Family as _, Kind, Outcome, V4, V6};
+use proxy_common::abi::{Direction, Flow, FlowKey, filter, program, tc_index};
+use proxy_common::{Address, Family as _, Kind, Outcome, V4, V6};
 
 use crate::ctx::tc::Skb;
 use crate::hook::{self, Leave};
-use crate::maps::{self, Entry};
-use crate::packet::{self, L4, NoL4, Parse};
+use crate::maps;
+use crate::packet::{self, Parse, Unread};
 use crate::step::resolve::{Resolve, Seen};
 use crate::step::{flow, forward, reject, rewrite, service};
 
@@ -23,10 +25,11 @@ pub(crate) fn ingress(ctx: &TcContext) -> i32 {
     let skb = Skb::new(ctx.skb.skb);
     skb.set_tc_index(tc_index::NOT_OURS);
     match family(&skb) {
-        Some(false) => arrive::<V4>(ctx.skb.skb),
-        Some(true) => arrive::<V6>(ctx.skb.skb),
-        None => hook::NEXT,
+        Some(false) if concerns::<V4>(&skb, Direction::In) => maps::jump(ctx, program::INGRESS_V4),
+        Some(true) if concerns::<V6>(&skb, Direction::In) => maps::jump(ctx, program::INGRESS_V6),
+        _ => {}
     }
+    hook::NEXT
 }
 
 /// A packet leaves by a device.
@@ -37,10 +40,11 @@ pub(crate) fn egress(ctx: &TcContext) -> i32 {
         return hook::NEXT;
     }
     match family(&skb) {
-        Some(false) => leave::<V4>(ctx.skb.skb),
-        Some(true) => leave::<V6>(ctx.skb.skb),
-        None => hook::NEXT,
+        Some(false) if concerns::<V4>(&skb, Direction::Out) => maps::jump(ctx, program::EGRESS_V4),
+        Some(true) if concerns::<V6>(&skb, Direction::Out) => maps::jump(ctx, program::EGRESS_V6),
+        _ => {}
     }
+    hook::NEXT
 }
 
 /// IPv6? `None` for anything but IP, and for tagged frames: those meet us on the VLAN's own device.
@@ -56,78 +60,123 @@ fn family(skb: &Skb) -> Option<bool> {
     (protocol == u32::from(V6::ETHERTYPE.to_be())).then_some(true)
 }
 
-// A function of its own per family: each has its own frame of the 512 bytes of stack.
-#[inline(never)]
-fn arrive<F: Parse + Resolve>(skb: *mut __sk_buff) -> i32 {
-    let skb = &Skb::new(skb);
-    let Some(ip) = F::ip(skb) else { return hook::finish(Outcome::Malformed, Leave::NEXT) };
-    let bits = maps::filter(&ip.dst);
-    if bits == 0 {
-        return hook::NEXT;
+/// True if an address of the packet may be ours, or cannot be read.
+#[inline(always)]
+fn concerns<F: Parse + Resolve>(skb: &Skb, dir: Direction) -> bool {
+    match (F::source(skb), F::destination(skb)) {
+        (Some(src), Some(dst)) => relevant(skb, &src, &dst, dir) != 0,
+        _ => true,
     }
-    let (outcome, leave) = translate::<F>(skb, &ip, Direction::In, bits);
-    hook::finish(outcome, leave)
 }
 
-#[inline(never)]
-fn leave<F: Parse + Resolve>(skb: *mut __sk_buff) -> i32 {
-    let skb = &Skb::new(skb);
-    let Some(ip) = F::ip(skb) else { return hook::finish(Outcome::Malformed, Leave::NEXT) };
-    let mut bits = maps::filter(&ip.src) & filter::ENDPOINT;
-    if skb.ingress_ifindex() == 0 {
-        bits |= maps::filter(&ip.dst) & filter::SERVICE;
+/// What the filter says of the addresses that matter in this direction.
+#[inline(always)]
+fn relevant<A: Address>(skb: &Skb, src: &A, dst: &A, dir: Direction) -> u8 {
+    match dir {
+        Direction::In => maps::filter(dst),
+        Direction::Out => {
+            let bits = maps::filter(src) & filter::ENDPOINT;
+            if skb.ingress_ifindex() == 0 { bits | maps::filter(dst) & filter::SERVICE } else { bits }
+        }
     }
-    if bits == 0 {
-        return hook::NEXT;
-    }
-    let (outcome, leave) = translate::<F>(skb, &ip, Direction::Out, bits);
-    hook::finish(outcome, leave)
+}
+
+/// A packet that may be ours arrives.
+#[inline(always)]
+pub(crate) fn arrive<F: Parse + Resolve>(ctx: &TcContext) -> i32 {
+    judge::<F>(&Skb::new(ctx.skb.skb), Direction::In)
+}
+
+/// A packet that may be ours leaves.
+#[inline(always)]
+pub(crate) fn leave<F: Parse + Resolve>(ctx: &TcContext) -> i32 {
+    judge::<F>(&Skb::new(ctx.skb.skb), Direction::Out)
 }
 
 #[inline(always)]
-fn translate<F: Parse + Resolve>(skb: &Skb, ip: &packet::Ip<F>, dir: Direction, bits: u8) -> (Outcome, Leave) {
-    let l4 = match L4::parse(skb, ip) {
+fn judge<F: Parse + Resolve>(skb: &Skb, dir: Direction) -> i32 {
+    let mut key = MaybeUninit::<FlowKey<F>>::uninit();
+    // SAFETY: `read` writes every field before it says that there is a tuple; zeroing them first would be a loop over
+    // their bytes.
+    let key = unsafe { &mut *key.as_mut_ptr() };
+    let read = packet::read(skb, dir, key);
+    if read == Err(Unread::Malformed) {
+        return hook::finish(Outcome::Malformed, Leave::NEXT);
+    }
+    let bits = relevant(skb, &key.src, &key.dst, dir);
+    let l4 = match read {
         Ok(l4) => l4,
-        Err(error) => return (unparsed::<F>(&ip.dst, bits, error), Leave::NEXT),
+        Err(why) => return hook::finish(unread::<F>(&key.dst, bits, why), Leave::NEXT),
     };
-    let Some(Entry { key, value: found, .. }) = F::request() else { return (Outcome::DropHelper, Leave::NEXT) };
-    *key = packet::key(ip, &l4, dir);
-    let seen = Seen::new(l4.tcp_flags, bits);
-    let mut outcome = Outcome::NotOurs;
-    if flow::may_be_tracked(dir, bits) {
-        outcome = flow::established(skb, key, l4.tcp_flags, found);
-        if outcome == Outcome::NotOurs {
-            outcome = F::half_open(skb, key, found, seen);
-        }
-        if cfg!(feature = "mutant-no-direction") && outcome == Outcome::NotOurs {
-            key.dir ^= 1;
-            outcome = F::half_open(skb, key, found, seen);
-            key.dir ^= 1;
+    let (key, seen) = (&*key, Seen::new(l4.tcp_flags, bits, l4.offset));
+    let tracked = flow::may_be_tracked(dir, bits);
+    if tracked {
+        if let Some(entry) = F::flows().get_ptr_mut(key) {
+            let outcome = flow::established(skb, key, entry, l4.tcp_flags);
+            if outcome != Outcome::NotOurs {
+                let (outcome, leave) = translate(skb, key, l4.offset, entry, outcome);
+                return hook::finish(outcome, leave);
+            }
         }
     } else if !flow::may_begin(&l4) {
-        return (Outcome::NotOurs, Leave::NEXT);
+        return hook::NEXT;
+    }
+    begin::<F>(skb.as_ptr(), key, seen.bits(), tracked)
+}
+
+/// A packet of no confirmed flow; `tracked`: perhaps of a half-open one.
+#[inline(never)]
+fn begin<F: Parse + Resolve>(skb: *mut __sk_buff, key: &FlowKey<F>, seen: u32, tracked: bool) -> i32 {
+    let (skb, seen) = (&Skb::new(skb), Seen::from_bits(seen));
+    let Some(found) = F::request() else { return hook::finish(Outcome::DropHelper, Leave::NEXT) };
+    let mut outcome = if tracked { F::half_open(skb, key, found, seen) } else { Outcome::NotOurs };
+    if cfg!(feature = "mutant-no-direction") && outcome == Outcome::NotOurs {
+        let mut other = *key;
+        other.dir ^= 1;
+        outcome = F::half_open(skb, &other, found, seen);
     }
     if outcome == Outcome::NotOurs {
         outcome = F::resolve(skb, key, found, seen);
     }
-    match outcome.kind() {
+    let (outcome, leave) = match outcome.kind() {
         Kind::Pass | Kind::Drop => (outcome, Leave::NEXT),
-        Kind::Reject => reject::answer::<F>(skb, key, l4.offset, outcome),
-        Kind::Translate => match rewrite::apply(skb, ip, &l4, found) {
-            Ok(()) => forward::forward(skb, found, key, outcome),
-            Err(_) => (Outcome::DropHelper, Leave::NEXT),
-        },
+        Kind::Reject => reject::answer::<F>(skb, key, seen.offset(), outcome),
+        Kind::Translate => return translated(skb.as_ptr(), key, seen.bits(), found, outcome as u32),
+    };
+    hook::finish(outcome, leave)
+}
+
+/// [`translate`] with a stack of its own, for the packets that begin a flow.
+#[inline(never)]
+fn translated<F: Resolve>(skb: *mut __sk_buff, key: &FlowKey<F>, seen: u32, flow: &Flow<F>, outcome: u32) -> i32 {
+    let (outcome, leave) = translate(&Skb::new(skb), key, Seen::from_bits(seen).offset(), flow, Seen::outcome(outcome));
+    hook::finish(outcome, leave)
+}
+
+/// Makes the packet what the flow says and sends it on. `flow` may lie in a map: each of its fields is read once.
+#[inline(always)]
+fn translate<F: Resolve>(
+    skb: &Skb,
+    key: &FlowKey<F>,
+    l4: u32,
+    flow: *const Flow<F>,
+    outcome: Outcome,
+) -> (Outcome, Leave) {
+    if outcome.kind() == Kind::Pass {
+        return (outcome, Leave::NEXT);
+    }
+    // SAFETY: a map's element or working memory.
+    match unsafe { rewrite::apply(skb, key, l4, flow) } {
+        Ok(()) => forward::forward(skb, flow, key, outcome),
+        Err(_) => (Outcome::DropHelper, Leave::NEXT),
     }
 }
 
-/// What becomes of a packet without a usable layer 4 header: only one to a ClusterIP is ours to judge.
+/// What becomes of a packet without a tuple: only one to a ClusterIP is ours to judge.
 #[inline(always)]
-fn unparsed<F: Resolve>(dst: &F::Addr, bits: u8, error: NoL4) -> Outcome {
+fn unread<F: Resolve>(dst: &F::Addr, bits: u8, why: Unread) -> Outcome {
     if bits & filter::SERVICE == 0 || !service::is_cluster_ip::<F>(dst) {
         return Outcome::NotOurs;
     }
-    match error {
-        NoL4::Fragment => Outcome::DropFragment,
-        NoL4::Truncated => Outcome::DropTruncated,
-    }
+    if why == Unread::Fragment { Outcome::DropFragment } else { Outcome::DropTruncated }
 }

@@ -1,6 +1,7 @@
 //! The steps of the pipeline, one file each.
 
 pub(crate) mod attempt;
+pub(crate) mod checksum;
 pub(crate) mod confirm;
 pub(crate) mod direct;
 pub(crate) mod flow;

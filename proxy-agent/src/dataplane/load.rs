@@ -20,8 +20,6 @@ use crate::config::Sizes;
 /// The eBPF object that belongs to this agent.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FAIRLEAD_EBPF_OBJECT"));
 
-/// Name and slot of the programs that `PROGRAMS` jumps to.
-const SLOTS: [(&str, u32); 2] = [("ingress", program::INGRESS), ("egress", program::EGRESS)];
 /// What links and filters hold.
 pub const INGRESS_STUB: &str = "ingress_stub";
 /// The same at egress.
@@ -114,7 +112,7 @@ pub struct Shape {
 }
 
 /// Working space of one program run, and of one build: not pinned, so that its layout is free to change.
-const SCRATCH: [&str; 4] = ["REQUEST_V4", "REQUEST_V6", "REPLY_V4", "REPLY_V6"];
+const SCRATCH: [&str; 5] = ["REQUEST_V4", "REQUEST_V6", "REPLY_V4", "REPLY_V6", "CLOCK"];
 
 /// True if the map outlives the agent.
 pub fn is_pinned(map: &str) -> bool {
@@ -150,7 +148,7 @@ impl Sizes {
             "SERVICES" => self.services,
             "CLUSTER_IPS" => self.cluster_ips,
             "PORTS" | "PORT_STATS" | "NAMES" => self.ports,
-            "SLOTS" => self.slots,
+            "program::ALL" => self.slots,
             "LIVE" => self.endpoints,
             "FLOWS" => self.flows,
             "NEW" => self.half_open,
@@ -228,7 +226,7 @@ pub fn load(options: &Options<'_>) -> Result<Programs, LoadError> {
     let mut ebpf = loader.load(OBJECT).map_err(LoadError::Maps)?;
     configure(&mut ebpf, options)?;
     // All are verified before the first is switched in.
-    for name in SLOTS.map(|(name, _)| name).into_iter().chain([INGRESS_STUB, EGRESS_STUB]) {
+    for name in program::ALL.map(|(name, _)| name).into_iter().chain([INGRESS_STUB, EGRESS_STUB]) {
         load_program(&mut ebpf, name, options.pins)?;
     }
     switch(&mut ebpf)?;
@@ -243,7 +241,7 @@ pub fn verify() -> Result<(), LoadError> {
         loader.map_max_entries(name, 1);
     }
     let mut ebpf = loader.load(OBJECT).map_err(LoadError::Maps)?;
-    for name in SLOTS.map(|(name, _)| name).into_iter().chain([INGRESS_STUB, EGRESS_STUB]) {
+    for name in program::ALL.map(|(name, _)| name).into_iter().chain([INGRESS_STUB, EGRESS_STUB]) {
         classifier(&mut ebpf, name)?.load().map_err(|source| LoadError::Program { program: name, source })?;
     }
     Ok(())
@@ -348,7 +346,7 @@ fn switch(ebpf: &mut Ebpf) -> Result<(), LoadError> {
     let failed = |source| LoadError::Map { map: "PROGRAMS", source };
     let map = ebpf.take_map("PROGRAMS").ok_or(LoadError::Missing("map PROGRAMS"))?;
     let mut programs: ProgramArray<_> = map.try_into().map_err(failed)?;
-    for (name, slot) in SLOTS {
+    for (name, slot) in program::ALL {
         let program = classifier(ebpf, name)?;
         let fd = program.fd().map_err(|source| LoadError::Program { program: name, source })?;
         programs.set(slot, fd, 0).map_err(failed)?;

@@ -89,7 +89,7 @@ pub fn filter_bucket(addr: &IpAddr) -> (u32, u32) {
 
 fn has_bit(maps: &Snapshot, addr: &IpAddr, bit: u8) -> bool {
     let (word, shift) = filter_bucket(addr);
-    (maps.filter.get(&word).copied().unwrap_or(0) >> shift) as u8 & bit != 0
+    filter::bits(maps.filter.get(&word).copied().unwrap_or(0), shift) & bit != 0
 }
 
 struct Renderer<'a> {

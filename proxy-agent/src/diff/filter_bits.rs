@@ -31,7 +31,7 @@ impl Needed {
 
     /// Whatever bits the address has are needed.
     pub(super) fn keep(&mut self, addr: &IpAddr) {
-        self.set(addr, u8::MAX);
+        self.set(addr, filter::ALL);
     }
 }
 

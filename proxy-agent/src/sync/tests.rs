@@ -441,7 +441,7 @@ fn filter_bits_go_after_two_sweeps_without_a_need() {
     let vip: IpAddr = [10, 96, 0, 1].into();
     let bit = |rig: &Rig| {
         let (word, shift) = filter_bucket(&vip);
-        (rig.snapshot().filter.get(&word).copied().unwrap_or(0) >> shift) as u8 & filter::SERVICE != 0
+        filter::bits(rig.snapshot().filter.get(&word).copied().unwrap_or(0), shift) & filter::SERVICE != 0
     };
     rig.events([apply_service(service("a", 1, &[("http", 80)]))]);
     rig.sync.sweep_filter(std::iter::empty());

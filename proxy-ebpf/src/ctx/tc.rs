@@ -2,8 +2,8 @@
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::{
-    bpf_csum_diff, bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect,
-    bpf_redirect_neigh, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_csum_diff, bpf_csum_update, bpf_fib_lookup, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_l4_csum_replace,
+    bpf_redirect, bpf_redirect_neigh, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
 };
 use proxy_common::Family;
 
@@ -157,6 +157,16 @@ impl Skb {
         unsafe { (&raw mut (*self.skb).tc_index).write_volatile(u32::from(value)) }
     }
 
+    /// Where the linear part begins and ends.
+    #[inline(always)]
+    fn linear(&self) -> (usize, usize) {
+        // SAFETY: valid context.
+        unsafe {
+            let data = (&raw const (*self.skb).data).read_volatile() as usize;
+            (data, (&raw const (*self.skb).data_end).read_volatile() as usize)
+        }
+    }
+
     /// Overwrites bytes, with the checksum of a `CHECKSUM_COMPLETE` packet kept right if `recompute`.
     #[inline(always)]
     pub fn store<T: Copy>(&self, offset: u32, value: &T, recompute: bool) -> Result<(), HelperError> {
@@ -166,27 +176,82 @@ impl Skb {
         check(unsafe { bpf_skb_store_bytes(self.skb, offset, from, size_of::<T>() as u32, flags) })
     }
 
-    /// Replaces a 32-bit word in the IPv4 header's checksum.
+    /// Reads at an offset that is not known when compiling, where the bytes are at hand as a rule.
     #[inline(always)]
-    pub fn ip_checksum(&self, offset: u32, from: u32, to: u32) -> Result<(), HelperError> {
-        // SAFETY: valid context.
-        check(unsafe { bpf_l3_csum_replace(self.skb, offset, from.into(), to.into(), 4) })
+    pub fn at<T: Plain>(&self, offset: u32) -> Option<T> {
+        // The verifier wants a bound; no header lies beyond.
+        let offset = offset & 0xfff;
+        let len = offset + size_of::<T>() as u32;
+        let (mut data, mut end) = self.linear();
+        if data + len as usize > end {
+            // SAFETY: valid context.
+            if unsafe { bpf_skb_pull_data(self.skb, len) } != 0 {
+                return None;
+            }
+            (data, end) = self.linear();
+        }
+        let start = data + offset as usize;
+        if start + size_of::<T>() > end {
+            return None;
+        }
+        // SAFETY: within the linear part, which the verifier checks too. Headers are aligned (NET_IP_ALIGN).
+        Some(unsafe { (start as *const T).read() })
     }
 
-    /// Adds the difference of two addresses to the layer 4 checksum at `offset`.
+    /// Overwrites a field, which has been read before. The kernel has made the packet ours when the program began; sums
+    /// are the caller's affair.
     #[inline(always)]
-    pub fn pseudo_checksum(&self, offset: u32, diff: u32, udp: bool) -> Result<(), HelperError> {
+    pub fn write<T: Plain>(&self, offset: u32, value: T) -> Result<(), HelperError> {
+        let (data, end) = self.linear();
+        let start = data + (offset & 0xfff) as usize;
+        if start + size_of::<T>() > end {
+            return Err(HelperError);
+        }
+        // SAFETY: within the linear part, which the verifier checks too, and aligned as in `at`.
+        unsafe { (start as *mut T).write(value) }
+        Ok(())
+    }
+
+    /// Overwrites an IPv6 address.
+    #[inline(always)]
+    pub fn write_words(&self, offset: u32, words: [u32; 4]) -> Result<(), HelperError> {
+        let (data, end) = self.linear();
+        let start = data + (offset & 0xfff) as usize;
+        if start + 16 > end {
+            return Err(HelperError);
+        }
+        let to = start as *mut u32;
+        // SAFETY: as in `write`. Word by word: an array would be copied byte by byte.
+        unsafe {
+            to.write(words[0]);
+            to.add(1).write(words[1]);
+            to.add(2).write(words[2]);
+            to.add(3).write(words[3]);
+        }
+        Ok(())
+    }
+
+    /// Adds to the sum that a `CHECKSUM_COMPLETE` packet carries; any other has none.
+    #[inline(always)]
+    pub fn add_to_complete_checksum(&self, diff: u32) {
+        // SAFETY: valid context.
+        let _none: i64 = unsafe { bpf_csum_update(self.skb, diff) };
+    }
+
+    /// Adds a difference of addresses to the layer 4 checksum at `offset`, partial or not.
+    #[inline(always)]
+    pub fn replace_pseudo_checksum(&self, offset: u32, diff: u32, udp: bool) -> Result<(), HelperError> {
         let flags = u64::from(BPF_F_PSEUDO_HDR) | if udp { MARK_MANGLED_0 } else { 0 };
         // SAFETY: valid context.
         check(unsafe { bpf_l4_csum_replace(self.skb, offset, 0, diff.into(), flags) })
     }
 
-    /// Replaces a port in the layer 4 checksum at `offset`; both in network order.
+    /// Adds a difference to the layer 4 checksum at `offset`, unless it is a partial one.
     #[inline(always)]
-    pub fn port_checksum(&self, offset: u32, from_be: u16, to_be: u16, udp: bool) -> Result<(), HelperError> {
-        let flags = 2 | if udp { MARK_MANGLED_0 } else { 0 };
+    pub fn replace_checksum(&self, offset: u32, diff: u32, udp: bool) -> Result<(), HelperError> {
+        let flags = if udp { MARK_MANGLED_0 } else { 0 };
         // SAFETY: valid context.
-        check(unsafe { bpf_l4_csum_replace(self.skb, offset, from_be.into(), to_be.into(), flags) })
+        check(unsafe { bpf_l4_csum_replace(self.skb, offset, 0, diff.into(), flags) })
     }
 
     /// Cuts or grows the frame.
@@ -247,30 +312,25 @@ impl PacketCtx for Skb {
         if ret == 0 { Some(unsafe { value.assume_init() }) } else { None }
     }
 
+    // One way only: a second one through the stack would make each header a copy, byte by byte where the two meet.
     #[inline(always)]
     fn load_at<T: Plain, const OFFSET: u32>(&self) -> Option<T> {
-        // SAFETY: valid context.
-        let (data, end) = unsafe {
-            let data = (&raw const (*self.skb).data).read_volatile() as usize;
-            (data, (&raw const (*self.skb).data_end).read_volatile() as usize)
-        };
-        let start = data + OFFSET as usize;
-        if start + size_of::<T>() <= end {
-            // SAFETY: within the linear part, which the verifier checks too. The kernel keeps the IP header aligned
-            // (NET_IP_ALIGN), and header types are read nowhere else.
-            return Some(unsafe { (start as *const T).read() });
+        let len = OFFSET + size_of::<T>() as u32;
+        let (mut data, mut end) = self.linear();
+        if data + len as usize > end {
+            // SAFETY: valid context. Headers that lie in fragments are brought into the linear part.
+            if unsafe { bpf_skb_pull_data(self.skb, len) } != 0 {
+                return None;
+            }
+            (data, end) = self.linear();
+            if data + len as usize > end {
+                return None;
+            }
         }
-        self.load(OFFSET)
+        // SAFETY: within the linear part, which the verifier checks too. The kernel keeps the IP header aligned
+        // (NET_IP_ALIGN), and header types are read nowhere else.
+        Some(unsafe { ((data + OFFSET as usize) as *const T).read() })
     }
-}
-
-/// One's complement difference of two addresses, as a checksum helper wants it.
-#[inline(always)]
-pub fn checksum_diff<T: Copy>(from: &T, to: &T) -> u32 {
-    let size = size_of::<T>() as u32;
-    let (from, to) = (core::ptr::from_ref(from).cast_mut().cast(), core::ptr::from_ref(to).cast_mut().cast());
-    // SAFETY: both point to `size` readable bytes, a multiple of 4; the helper writes neither.
-    unsafe { bpf_csum_diff(from, size, to, size, 0) as u32 }
 }
 
 /// One's complement sum of an address on top of `seed`.
@@ -317,10 +377,11 @@ pub fn now_ns() -> u64 {
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
-/// Seconds of `CLOCK_MONOTONIC`.
+/// The kernel's tick counter; the verifier makes it a load.
 #[inline(always)]
-pub fn now_secs() -> u32 {
-    (now_ns() / 1_000_000_000) as u32
+pub fn jiffies() -> u64 {
+    // SAFETY: no pointers involved.
+    unsafe { bpf_jiffies64() }
 }
 
 #[inline(always)]

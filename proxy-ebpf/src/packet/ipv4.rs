@@ -1,5 +1,6 @@
 //! IPv4 (RFC 791): the fixed header, options skipped, fragments told apart.
 
+use proxy_common::abi::FlowKey;
 use proxy_common::{Addr4, V4};
 
 use super::{ETHERNET, Fragment, Ip, Parse, Upper};
@@ -31,7 +32,7 @@ const OFFSET: u16 = 0x1fff;
 
 impl Parse for V4 {
     #[inline(always)]
-    fn ip<C: PacketCtx + ?Sized>(ctx: &C) -> Option<Ip<Self>> {
+    fn ip<C: PacketCtx + ?Sized>(ctx: &C, key: &mut FlowKey<Self>) -> Option<Ip> {
         let header = ctx.load_at::<Header, ETHERNET>()?;
         let ihl = u32::from(header.version_ihl & 0x0f);
         if header.version_ihl >> 4 != 4 || ihl < 5 {
@@ -44,19 +45,31 @@ impl Parse for V4 {
             _ => Fragment::Later,
         };
         let next_offset = ETHERNET + ihl * 4;
-        Some(Ip { src: header.src, dst: header.dst, next: header.proto, next_offset, fragment })
+        (key.src, key.dst) = (header.src, header.dst);
+        Some(Ip { next: header.proto, next_offset, fragment })
     }
 
     #[inline(always)]
-    fn upper<C: PacketCtx + ?Sized>(_: &C, ip: &Ip<Self>) -> Option<Upper> {
-        Some(Upper { proto: ip.next, offset: ip.next_offset, fragment: ip.fragment })
+    fn source<C: PacketCtx + ?Sized>(ctx: &C) -> Option<Addr4> {
+        ctx.load_at::<Addr4, { ETHERNET + 12 }>()
+    }
+
+    #[inline(always)]
+    fn destination<C: PacketCtx + ?Sized>(ctx: &C) -> Option<Addr4> {
+        ctx.load_at::<Addr4, { ETHERNET + 16 }>()
+    }
+
+    #[inline(always)]
+    fn upper<C: PacketCtx + ?Sized>(_: &C, ip: &Ip) -> Upper {
+        Upper::new(ip.next, ip.next_offset, ip.fragment)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::{L4, NoL4};
+    use crate::packet::Unread;
+    use crate::packet::tests::{ip, read};
 
     /// Ethernet, an IPv4 header with this many words and this fragment word, then TCP 40000 → 80 SYN.
     fn frame(ihl: u8, fragment: u16, l4: &[u8]) -> Vec<u8> {
@@ -80,34 +93,30 @@ mod tests {
     fn options_move_the_ports() {
         for ihl in [5, 6, 15] {
             let frame = frame(ihl, 0, &syn());
-            let ip = V4::ip(frame.as_slice()).unwrap();
-            let l4 = L4::parse(frame.as_slice(), &ip).unwrap();
-            assert_eq!((l4.sport, l4.dport, l4.opens()), (40_000, 80, true), "ihl {ihl}");
+            let (key, l4) = read::<V4>(&frame).unwrap();
+            assert_eq!((key.sport, key.dport, l4.opens()), (40_000, 80, true), "ihl {ihl}");
+            assert_eq!((key.src.octets, key.dst.octets), ([10, 0, 0, 1], [10, 96, 0, 1]));
             assert_eq!(l4.offset, 14 + u32::from(ihl) * 4);
         }
     }
 
     #[test]
     fn a_header_length_below_five_words_is_malformed() {
-        assert_eq!(V4::ip(frame(4, 0, &syn()).as_slice()), None);
-        assert_eq!(V4::ip(&frame(5, 0, &[])[..30]), None);
+        assert_eq!(read::<V4>(&frame(4, 0, &syn())).unwrap_err(), Unread::Malformed);
+        assert_eq!(read::<V4>(&frame(5, 0, &[])[..30]).unwrap_err(), Unread::Malformed);
     }
 
     #[test]
     fn later_fragments_have_no_ports() {
         let first = frame(5, MORE, &syn());
-        let ip = V4::ip(first.as_slice()).unwrap();
-        assert_eq!(ip.fragment, Fragment::First);
-        assert_eq!(L4::parse(first.as_slice(), &ip).unwrap().dport, 80);
-        let later = frame(5, 185, &syn());
-        let ip = V4::ip(later.as_slice()).unwrap();
-        assert_eq!(L4::parse(later.as_slice(), &ip), Err(NoL4::Fragment));
+        assert_eq!(ip::<V4>(&first).unwrap().fragment, Fragment::First);
+        assert_eq!(read::<V4>(&first).unwrap().0.dport, 80);
+        assert_eq!(read::<V4>(&frame(5, 185, &syn())).unwrap_err(), Unread::Fragment);
     }
 
     #[test]
     fn a_tcp_header_without_its_flags_is_truncated() {
         let cut = frame(5, 0, &syn()[..13]);
-        let ip = V4::ip(cut.as_slice()).unwrap();
-        assert_eq!(L4::parse(cut.as_slice(), &ip), Err(NoL4::Truncated));
+        assert_eq!(read::<V4>(&cut).unwrap_err(), Unread::Truncated);
     }
 }

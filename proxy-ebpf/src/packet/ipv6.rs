@@ -1,8 +1,9 @@
 //! IPv6 (RFC 8200): the fixed header, and the walk over extension headers to layer 4.
 
-use proxy_common::{Addr6, V6};
+use proxy_common::abi::FlowKey;
+use proxy_common::{Addr6, Address as _, V6};
 
-use super::{ETHERNET, Fragment, Ip, Parse, Upper};
+use super::{ETHERNET, Fragment, Ip, Parse, Upper, has_ports};
 use crate::ctx::{PacketCtx, Plain};
 
 #[repr(C)]
@@ -14,11 +15,18 @@ struct Header {
     payload_len: u16,
     next: u8,
     hop_limit: u8,
-    src: Addr6,
-    dst: Addr6,
+    // Words and no arrays, which would be copied byte by byte.
+    src0: u32,
+    src1: u32,
+    src2: u32,
+    src3: u32,
+    dst0: u32,
+    dst1: u32,
+    dst2: u32,
+    dst3: u32,
 }
 
-// SAFETY: integers and octets, 40 bytes without padding.
+// SAFETY: integers, 40 bytes without padding.
 unsafe impl Plain for Header {}
 const _: () = assert!(size_of::<Header>() == 40);
 
@@ -34,58 +42,79 @@ const CHAIN: usize = 6;
 
 impl Parse for V6 {
     #[inline(always)]
-    fn ip<C: PacketCtx + ?Sized>(ctx: &C) -> Option<Ip<Self>> {
+    fn ip<C: PacketCtx + ?Sized>(ctx: &C, key: &mut FlowKey<Self>) -> Option<Ip> {
         let header = ctx.load_at::<Header, ETHERNET>()?;
         if header.version_class >> 4 != 6 {
             return None;
         }
         let next_offset = ETHERNET + 40;
-        Some(Ip { src: header.src, dst: header.dst, next: header.next, next_offset, fragment: Fragment::Whole })
+        key.src = Addr6::of_words([header.src0, header.src1, header.src2, header.src3]);
+        key.dst = Addr6::of_words([header.dst0, header.dst1, header.dst2, header.dst3]);
+        Some(Ip { next: header.next, next_offset, fragment: Fragment::Whole })
     }
 
     #[inline(always)]
-    fn upper<C: PacketCtx + ?Sized>(ctx: &C, ip: &Ip<Self>) -> Option<Upper> {
-        let mut upper = Upper { proto: ip.next, offset: ip.next_offset, fragment: Fragment::Whole };
-        for _ in 0..CHAIN {
-            let length = match upper.proto {
-                HOP_BY_HOP | ROUTING | DESTINATION | MOBILITY => {
-                    let head: [u8; 2] = ctx.load(upper.offset)?;
-                    upper.proto = head[0];
-                    (u32::from(head[1]) + 1) * 8
-                }
-                AUTHENTICATION => {
-                    let head: [u8; 2] = ctx.load(upper.offset)?;
-                    upper.proto = head[0];
-                    (u32::from(head[1]) + 2) * 4
-                }
-                FRAGMENT => {
-                    let head: [u8; 4] = ctx.load(upper.offset)?;
-                    upper.proto = head[0];
-                    let word = u16::from_be_bytes([head[2], head[3]]);
-                    if word & 0xfff8 != 0 {
-                        upper.fragment = Fragment::Later;
-                        return Some(upper);
-                    }
-                    if word & 1 != 0 {
-                        upper.fragment = Fragment::First;
-                    }
-                    8
-                }
-                _ => return Some(upper),
-            };
-            upper.offset += length;
+    fn source<C: PacketCtx + ?Sized>(ctx: &C) -> Option<Addr6> {
+        ctx.load_at::<[u32; 4], { ETHERNET + 8 }>().map(Addr6::of_words)
+    }
+
+    #[inline(always)]
+    fn destination<C: PacketCtx + ?Sized>(ctx: &C) -> Option<Addr6> {
+        ctx.load_at::<[u32; 4], { ETHERNET + 24 }>().map(Addr6::of_words)
+    }
+
+    #[inline(always)]
+    fn upper<C: PacketCtx + ?Sized>(ctx: &C, ip: &Ip) -> Upper {
+        if has_ports(ip.next) {
+            return Upper::new(ip.next, ip.next_offset, Fragment::Whole);
         }
-        match upper.proto {
-            HOP_BY_HOP | ROUTING | DESTINATION | MOBILITY | AUTHENTICATION | FRAGMENT => None,
-            _ => Some(upper),
-        }
+        walk(ctx, ip.next, ip.next_offset)
+    }
+}
+
+/// Follows extension headers. A function of its own: few packets have any.
+#[inline(never)]
+fn walk<C: PacketCtx + ?Sized>(ctx: &C, next: u8, offset: u32) -> Upper {
+    let (mut proto, mut offset, mut fragment) = (next, offset, Fragment::Whole);
+    for _ in 0..CHAIN {
+        let length = match proto {
+            HOP_BY_HOP | ROUTING | DESTINATION | MOBILITY => {
+                let Some([next, length]) = ctx.load::<[u8; 2]>(offset) else { return Upper::NONE };
+                proto = next;
+                (u32::from(length) + 1) * 8
+            }
+            AUTHENTICATION => {
+                let Some([next, length]) = ctx.load::<[u8; 2]>(offset) else { return Upper::NONE };
+                proto = next;
+                (u32::from(length) + 2) * 4
+            }
+            FRAGMENT => {
+                let Some([next, _, high, low]) = ctx.load::<[u8; 4]>(offset) else { return Upper::NONE };
+                proto = next;
+                let word = u16::from_be_bytes([high, low]);
+                if word & 0xfff8 != 0 {
+                    return Upper::new(proto, offset, Fragment::Later);
+                }
+                if word & 1 != 0 {
+                    fragment = Fragment::First;
+                }
+                8
+            }
+            _ => return Upper::new(proto, offset, fragment),
+        };
+        offset += length;
+    }
+    match proto {
+        HOP_BY_HOP | ROUTING | DESTINATION | MOBILITY | AUTHENTICATION | FRAGMENT => Upper::NONE,
+        _ => Upper::new(proto, offset, fragment),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::{L4, NoL4};
+    use crate::packet::tests::{ip, read};
+    use crate::packet::{L4, Unread};
 
     fn frame(next: u8, behind: &[&[u8]]) -> Vec<u8> {
         let mut f = vec![0; 12];
@@ -98,8 +127,8 @@ mod tests {
 
     const UDP: [u8; 8] = [0x9c, 0x40, 0, 53, 0, 8, 0, 0];
 
-    fn parse(frame: &[u8]) -> Result<L4, NoL4> {
-        L4::parse(frame, &V6::ip(frame).unwrap())
+    fn parse(frame: &[u8]) -> Result<L4, Unread> {
+        read::<V6>(frame).map(|(_, l4)| l4)
     }
 
     #[test]
@@ -116,17 +145,17 @@ mod tests {
         let first = [17, 0, 0, 1, 0, 0, 0, 9];
         assert_eq!(parse(&frame(FRAGMENT, &[&first, &UDP])).unwrap().dport, 53);
         let later = [17, 0, 0x05, 0xa8, 0, 0, 0, 9];
-        assert_eq!(parse(&frame(FRAGMENT, &[&later, &UDP])), Err(NoL4::Fragment));
+        assert_eq!(parse(&frame(FRAGMENT, &[&later, &UDP])), Err(Unread::Fragment));
         // An atomic fragment (RFC 6946) is a whole packet.
         let atomic = [17, 0, 0, 0, 0, 0, 0, 9];
         let f = frame(FRAGMENT, &[&atomic, &UDP]);
-        assert_eq!(V6::upper(f.as_slice(), &V6::ip(f.as_slice()).unwrap()).unwrap().fragment, Fragment::Whole);
+        assert_eq!(V6::upper(f.as_slice(), &ip::<V6>(&f).unwrap()).fragment(), Some(Fragment::Whole));
     }
 
     #[test]
     fn a_chain_that_is_cut_off_or_endless_is_truncated() {
         let hop = [HOP_BY_HOP, 0, 0, 0, 0, 0, 0, 0];
-        assert_eq!(parse(&frame(HOP_BY_HOP, &[&hop[..]; 6])), Err(NoL4::Truncated));
-        assert_eq!(parse(&frame(HOP_BY_HOP, &[&hop[..1]])), Err(NoL4::Truncated));
+        assert_eq!(parse(&frame(HOP_BY_HOP, &[&hop[..]; 6])), Err(Unread::Truncated));
+        assert_eq!(parse(&frame(HOP_BY_HOP, &[&hop[..1]])), Err(Unread::Truncated));
     }
 }

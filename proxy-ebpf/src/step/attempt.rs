@@ -8,7 +8,8 @@ use super::flow;
 use super::reserve::{self, Reservation};
 use super::resolve::Seen;
 use super::route::{self, Source};
-use crate::ctx::tc::{Skb, now_secs};
+use crate::clock::now_secs;
+use crate::ctx::tc::Skb;
 use crate::maps::{self, Entry, Maps};
 
 /// `found` comes with the port id, the source port and perhaps [`Flow::PINNED`], and leaves as the owner entry.

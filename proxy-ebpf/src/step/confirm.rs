@@ -6,7 +6,8 @@ use proxy_common::{Outcome, V4, V6, algo::timeout};
 
 use super::flow;
 use super::resolve::Seen;
-use crate::ctx::tc::{Skb, now_secs};
+use crate::clock::now_secs;
+use crate::ctx::tc::Skb;
 use crate::maps::{self, Maps};
 use crate::packet::RST;
 

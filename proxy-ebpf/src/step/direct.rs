@@ -9,7 +9,7 @@ use super::attempt::reply_entry;
 use super::flow;
 use super::reserve::{self, Reservation};
 use super::resolve::{SPARE_ATTEMPTS, Seen, spare_port, tuple_hash};
-use crate::ctx::tc::now_secs;
+use crate::clock::now_secs;
 use crate::maps::{self, Entry, Maps};
 use crate::packet::{ACK, RST, SYN};
 

@@ -1,51 +1,61 @@
 //! An established flow: one look-up, and the value says everything.
 
+use aya_ebpf::bindings::__sk_buff;
 use proxy_common::abi::{Direction, Flow, FlowKey, filter};
 use proxy_common::{Outcome, algo::timeout};
 
 use super::forward;
+use crate::clock::now_secs;
 use crate::config;
 use crate::ctx::PacketCtx;
-use crate::ctx::tc::{Skb, now_secs};
+use crate::ctx::tc::Skb;
 use crate::maps::{self, Maps};
 use crate::packet::{ACK, FIN, L4, RST, SYN, has_ports};
 
-/// Looks the packet up among the confirmed flows and copies what is to be done. `NotOurs`: there is none.
+/// A packet of a confirmed flow: what it is, and what the flow remembers of it. `NotOurs`: the flow was over, and is
+/// gone.
 #[inline(always)]
-pub(crate) fn established<F: Maps>(skb: &Skb, key: &FlowKey<F>, tcp_flags: u8, found: &mut Flow<F>) -> Outcome {
-    let Some(entry) = F::flows().get_ptr_mut(key) else { return Outcome::NotOurs };
-    // SAFETY: the map's element; copied out once and not read again.
-    *found = unsafe { *entry };
-    if found.flags & Flow::<F>::REPLY == 0 {
-        if !is_for_us(skb, key, found) {
+pub(crate) fn established<F: Maps>(skb: &Skb, key: &FlowKey<F>, entry: *mut Flow<F>, tcp_flags: u8) -> Outcome {
+    let flags = read!(entry, flags);
+    if flags & Flow::<F>::REPLY == 0 {
+        if !is_for_us(skb, key, entry) {
             return Outcome::LayerTwoTransit;
         }
-        if is_over(key, tcp_flags, found) {
+        if is_over(key, tcp_flags, entry) {
             if let Some(work) = F::reply() {
-                remove(key, found, &mut work.partner);
+                remove(key, entry, &mut work.partner);
             }
             return Outcome::NotOurs;
         }
     }
     if tcp_flags & (FIN | RST) != 0 && key.proto == timeout::TCP {
-        note_end(entry, key, tcp_flags, found);
+        note_end(entry, key, tcp_flags);
     }
-    touch(skb, entry, found);
-    match found.flags & (Flow::<F>::REPLY | Flow::<F>::DIRECT) {
+    touch(skb, entry, flags);
+    match flags & (Flow::<F>::REPLY | Flow::<F>::DIRECT) {
         0 => Outcome::Request,
         Flow::<F>::DIRECT => Outcome::DirectRewritten,
         _ => Outcome::Reply,
     }
 }
 
+/// One field of an entry in a map, read once: the element may be recycled at any time.
+macro_rules! read {
+    ($entry:expr, $field:ident) => {
+        // SAFETY: the pointer is a map's element, which stays readable.
+        unsafe { (&raw const (*$entry).$field).read_volatile() }
+    };
+}
+pub(crate) use read;
+
 /// False for a bridged frame on its way to somebody else: the flow remembers the gateway MAC it was opened through. A
 /// direct packet is bridged to its endpoint as a rule, and its port is exchanged all the same.
 #[inline(always)]
-pub(crate) fn is_for_us<F: Maps>(skb: &Skb, key: &FlowKey<F>, owner: &Flow<F>) -> bool {
+pub(crate) fn is_for_us<F: Maps>(skb: &Skb, key: &FlowKey<F>, owner: *const Flow<F>) -> bool {
     key.dir == Direction::Out as u8
         || skb.is_for_device()
-        || owner.flags & Flow::<F>::DIRECT != 0
-        || skb.load_at::<[u8; 6], 0>().is_some_and(|mac| same_mac(&mac, &owner.entry_mac))
+        || read!(owner, flags) & Flow::<F>::DIRECT != 0
+        || skb.load_at::<[u8; 6], 0>().is_some_and(|mac| same_mac(&mac, &read!(owner, entry_mac)))
 }
 
 /// Word by word: an array comparison becomes a memcmp call.
@@ -56,30 +66,40 @@ pub(crate) fn same_mac(a: &[u8; 6], b: &[u8; 6]) -> bool {
 
 /// True if this packet begins anew: a SYN on a closed connection, or UDP to an endpoint that has gone.
 #[inline(always)]
-fn is_over<F: Maps>(key: &FlowKey<F>, tcp_flags: u8, owner: &Flow<F>) -> bool {
-    if owner.flags & Flow::<F>::DIRECT != 0 {
-        return false;
-    }
+fn is_over<F: Maps>(key: &FlowKey<F>, tcp_flags: u8, owner: *const Flow<F>) -> bool {
     match key.proto {
         timeout::TCP if cfg!(feature = "mutant-closed-lives") => false,
-        timeout::TCP => tcp_flags & (SYN | ACK | RST) == SYN && owner.is_closed(),
+        // SAFETY: a map's element.
+        timeout::TCP => tcp_flags & (SYN | ACK | RST) == SYN && unsafe { (*owner).is_closed() } && !is_direct(owner),
         timeout::UDP if cfg!(feature = "mutant-dead-endpoints") => false,
-        timeout::UDP => maps::generation(owner.endpoint_id) != Some(owner.endpoint_gen),
+        timeout::UDP => !is_direct(owner) && is_dead(owner),
         _ => false,
     }
 }
 
+#[inline(always)]
+fn is_direct<F: Maps>(owner: *const Flow<F>) -> bool {
+    read!(owner, flags) & Flow::<F>::DIRECT != 0
+}
+
+/// True if the endpoint has gone since it was chosen.
+#[inline(always)]
+pub(crate) fn is_dead<F: Maps>(owner: *const Flow<F>) -> bool {
+    maps::generation(read!(owner, endpoint_id)) != Some(read!(owner, endpoint_gen))
+}
+
 /// Removes a pair. Both halves, or the one left would hold the tuple.
 #[inline(always)]
-pub(crate) fn remove<F: Maps>(key: &FlowKey<F>, value: &Flow<F>, room: &mut FlowKey<F>) {
-    value.partner_into(key, room);
+pub(crate) fn remove<F: Maps>(key: &FlowKey<F>, value: *const Flow<F>, room: &mut FlowKey<F>) {
+    // SAFETY: a map's element.
+    unsafe { (*value).partner_into(key, room) };
     maps::forget(room);
     maps::forget(key);
 }
 
 /// Notes a FIN or RST where the flow's state lives: in the owner entry.
 #[inline(always)]
-fn note_end<F: Maps>(entry: *mut Flow<F>, key: &FlowKey<F>, tcp_flags: u8, found: &Flow<F>) {
+fn note_end<F: Maps>(entry: *mut Flow<F>, key: &FlowKey<F>, tcp_flags: u8) {
     let mut seen = 0;
     if tcp_flags & FIN != 0 {
         seen |= Flow::<F>::FIN;
@@ -89,13 +109,14 @@ fn note_end<F: Maps>(entry: *mut Flow<F>, key: &FlowKey<F>, tcp_flags: u8, found
     }
     // Each side has its own byte, so two CPUs never write the same one; a value that was recycled meanwhile would age
     // a little early.
-    if found.flags & Flow::<F>::REPLY == 0 {
+    if read!(entry, flags) & Flow::<F>::REPLY == 0 {
         // SAFETY: the map's element.
         unsafe { (*entry).seen_client |= seen }
         return;
     }
     let Some(work) = F::reply() else { return };
-    found.partner_into(key, &mut work.partner);
+    // SAFETY: a map's element.
+    unsafe { (*entry).partner_into(key, &mut work.partner) };
     if let Some(owner) = F::flows().get_ptr_mut(&work.partner) {
         // SAFETY: the map's element.
         unsafe { (*owner).seen_server |= seen }
@@ -104,22 +125,25 @@ fn note_end<F: Maps>(entry: *mut Flow<F>, key: &FlowKey<F>, tcp_flags: u8, found
 
 /// Once a second: the time of the last packet, and the next hop's MAC on a bridge.
 #[inline(always)]
-fn touch<F: Maps>(skb: &Skb, entry: *mut Flow<F>, found: &mut Flow<F>) {
+fn touch<F: Maps>(skb: &Skb, entry: *mut Flow<F>, flags: u16) {
     let now = now_secs();
-    if found.last_seen_secs == now && found.flags & Flow::<F>::BRIDGED == 0 {
+    let bridged = flags & (Flow::<F>::BRIDGED | Flow::<F>::REPLY) == Flow::<F>::BRIDGED;
+    if read!(entry, last_seen_secs) == now && !(bridged && forward::is_unknown(&read!(entry, next_mac))) {
         return;
     }
-    if found.last_seen_secs != now {
-        // SAFETY: one aligned word.
-        unsafe { (&raw mut (*entry).last_seen_secs).write_volatile(now) }
-    } else if found.next_mac[0] | found.next_mac[1] | found.next_mac[2] | found.next_mac[3] != 0 {
-        return;
+    // SAFETY: one aligned word.
+    unsafe { (&raw mut (*entry).last_seen_secs).write_volatile(now) }
+    if bridged {
+        refresh_next_hop(skb.as_ptr(), entry);
     }
-    if found.flags & (Flow::<F>::BRIDGED | Flow::<F>::REPLY) == Flow::<F>::BRIDGED {
-        found.next_mac = forward::bridge_next_hop(skb, found).unwrap_or([0; 6]);
-        // SAFETY: a torn read would send one packet to a wrong MAC, which the sender repeats.
-        unsafe { (*entry).next_mac = found.next_mac }
-    }
+}
+
+/// A function of its own: the question is 64 bytes of stack.
+#[inline(never)]
+fn refresh_next_hop<F: Maps>(skb: *mut __sk_buff, entry: *mut Flow<F>) {
+    let mac = forward::bridge_next_hop(&Skb::new(skb), entry).unwrap_or([0; 6]);
+    // SAFETY: a torn read would send one packet to a wrong MAC, which the sender repeats.
+    unsafe { (*entry).next_mac = mac }
 }
 
 /// False for a packet to an endpoint's own address while no direct flow had its port exchanged: it stands in no table.

@@ -19,8 +19,8 @@ pub(crate) struct Seen(u32);
 
 impl Seen {
     #[inline(always)]
-    pub(crate) const fn new(tcp_flags: u8, filter: u8) -> Self {
-        Self(tcp_flags as u32 | (filter as u32) << 8)
+    pub(crate) const fn new(tcp_flags: u8, filter: u8, offset: u32) -> Self {
+        Self(tcp_flags as u32 | (filter as u32) << 8 | offset << 16)
     }
 
     #[inline(always)]
@@ -41,6 +41,12 @@ impl Seen {
     #[inline(always)]
     pub(crate) const fn bits_of_filter(self) -> u8 {
         (self.0 >> 8) as u8
+    }
+
+    /// Where layer 4 begins.
+    #[inline(always)]
+    pub(crate) const fn offset(self) -> u32 {
+        self.0 >> 16
     }
 
     /// The outcome that a subprogram returned as its code.

@@ -1,100 +1,97 @@
-//! The only writer of addresses and ports. Helpers only: they keep partial, complete and GSO checksums right.
+//! The only writer of addresses and ports.
 
-use proxy_common::abi::Flow;
-use proxy_common::{Addr4, Addr6, Address, Family, V4, V6, algo::timeout};
+use proxy_common::abi::{Flow, FlowKey};
+use proxy_common::{Address, Family, V4, V6, algo::timeout};
 
-use crate::ctx::tc::{self, HelperError, Skb};
-use crate::packet::{ETHERNET, Ip, L4, has_ports};
+use super::checksum::{self, Change, fold, fold16};
+use crate::ctx::PacketCtx;
+use crate::ctx::tc::{HelperError, Skb};
+use crate::packet::{ETHERNET, has_ports};
 
 /// Offset of the destination MAC.
 const ETH_DST: u32 = 0;
+/// Offset of the IPv4 header's checksum (RFC 791 §3.1).
+const IPV4_CHECKSUM: u32 = ETHERNET + 10;
 /// Offset of the TCP checksum within its header (RFC 9293 §3.1).
 const TCP_CHECKSUM: u32 = 16;
 /// Offset of the UDP checksum within its header (RFC 768).
 const UDP_CHECKSUM: u32 = 6;
 
-/// Makes the packet what the flow says.
+/// Makes the packet, whose addresses and ports are the key's, what the flow says. `flow` may lie in a map: each of its
+/// fields is read once.
+///
+/// # Safety
+///
+/// `flow` is a map's element, or working memory.
 #[inline(always)]
-pub(crate) fn apply<F: Rewrite>(skb: &Skb, ip: &Ip<F>, l4: &L4, flow: &Flow<F>) -> Result<(), HelperError> {
-    if ip.src != flow.src {
-        address::<F>(skb, l4, F::SRC, &ip.src, &flow.src)?;
+pub(crate) unsafe fn apply<F: Rewrite>(
+    skb: &Skb,
+    key: &FlowKey<F>,
+    l4: u32,
+    flow: *const Flow<F>,
+) -> Result<(), HelperError> {
+    // SAFETY: readable, as the caller says.
+    let (src, dst, sport, dport) =
+        unsafe { ((*flow).src.copied(), (*flow).dst.copied(), (*flow).sport, (*flow).dport) };
+    let addresses = fold(difference(&key.src, &src) + difference(&key.dst, &dst));
+    let (from, to) = (pair(key.sport, key.dport), pair(sport, dport));
+    let change = Change { addresses, ports: fold(u64::from(!from) + u64::from(to)) };
+    match key.proto {
+        timeout::TCP => {
+            let checksum = checksum::settle::<F>(skb, l4 + TCP_CHECKSUM, false, change)?;
+            skb.write(l4 + TCP_CHECKSUM, checksum)?;
+        }
+        timeout::UDP => {
+            let checksum = checksum::settle::<F>(skb, l4 + UDP_CHECKSUM, true, change)?;
+            skb.write(l4 + UDP_CHECKSUM, checksum)?;
+        }
+        _ => {}
     }
-    if ip.dst != flow.dst {
-        address::<F>(skb, l4, F::DST, &ip.dst, &flow.dst)?;
+    if has_ports(key.proto) {
+        skb.write(l4, to)?;
     }
-    if !has_ports(l4.proto) {
-        return Ok(());
+    F::write(skb, &src, &dst, addresses)
+}
+/// Two ports as they stand in the packet.
+#[inline(always)]
+const fn pair(source: u16, dest: u16) -> u32 {
+    ((source as u32) << 16 | dest as u32).to_be()
+}
+
+/// One's complement difference of two addresses, not folded.
+#[inline(always)]
+fn difference<A: Address>(from: &A, to: &A) -> u64 {
+    let (from, to) = (from.words(), to.words());
+    let (mut sum, mut n) = (0, 0);
+    while n < size_of::<A>() / 4 {
+        sum += u64::from(!from[n]) + u64::from(to[n]);
+        n += 1;
     }
-    if l4.sport != flow.sport {
-        port(skb, l4, 0, l4.sport, flow.sport)?;
-    }
-    if l4.dport != flow.dport {
-        port(skb, l4, 2, l4.dport, flow.dport)?;
-    }
-    Ok(())
+    sum
 }
 
 /// What differs between the families' headers.
 pub(crate) trait Rewrite: Family {
-    /// Offset of the source address in the frame.
-    const SRC: u32;
-    /// Offset of the destination address in the frame.
-    const DST: u32;
-
-    /// Replaces an address and what the IP header sums over it.
-    fn replace(skb: &Skb, offset: u32, from: &Self::Addr, to: &Self::Addr) -> Result<(), HelperError>;
+    /// Writes both addresses and what the header sums over them; `addresses` is their difference.
+    fn write(skb: &Skb, src: &Self::Addr, dst: &Self::Addr, addresses: u32) -> Result<(), HelperError>;
 }
 
 impl Rewrite for V4 {
-    const SRC: u32 = ETHERNET + 12;
-    const DST: u32 = ETHERNET + 16;
-
     #[inline(always)]
-    fn replace(skb: &Skb, offset: u32, from: &Addr4, to: &Addr4) -> Result<(), HelperError> {
-        skb.ip_checksum(ETHERNET + 10, from.words()[0], to.words()[0])?;
-        skb.store(offset, to, false)
+    fn write(skb: &Skb, src: &Self::Addr, dst: &Self::Addr, addresses: u32) -> Result<(), HelperError> {
+        let held: u16 = skb.at(IPV4_CHECKSUM).ok_or(HelperError)?;
+        // RFC 1624, equation 3.
+        skb.write(IPV4_CHECKSUM, !fold16(u64::from(!held) + u64::from(addresses)))?;
+        skb.write(ETHERNET + 12, src.words()[0])?;
+        skb.write(ETHERNET + 16, dst.words()[0])
     }
 }
 
 impl Rewrite for V6 {
-    const SRC: u32 = ETHERNET + 8;
-    const DST: u32 = ETHERNET + 24;
-
-    // IPv6 has no header checksum to cancel the address, which the pseudo-header helper assumes for a
-    // CHECKSUM_COMPLETE packet (net/core/utils.c, inet_proto_csum_replace_by_diff). Storing with
-    // BPF_F_RECOMPUTE_CSUM adds exactly what that assumption took away, on every kernel.
     #[inline(always)]
-    fn replace(skb: &Skb, offset: u32, _: &Addr6, to: &Addr6) -> Result<(), HelperError> {
-        skb.store(offset, to, true)
-    }
-}
-
-#[inline(always)]
-fn address<F: Rewrite>(skb: &Skb, l4: &L4, offset: u32, from: &F::Addr, to: &F::Addr) -> Result<(), HelperError> {
-    if !cfg!(feature = "mutant-no-checksum")
-        && let Some(checksum) = checksum_offset(l4)
-    {
-        let diff = tc::checksum_diff(from, to);
-        skb.pseudo_checksum(checksum, diff, l4.proto == timeout::UDP)?;
-    }
-    F::replace(skb, offset, from, to)
-}
-
-#[inline(always)]
-fn port(skb: &Skb, l4: &L4, field: u32, from: u16, to: u16) -> Result<(), HelperError> {
-    if let Some(checksum) = checksum_offset(l4) {
-        skb.port_checksum(checksum, from.to_be(), to.to_be(), l4.proto == timeout::UDP)?;
-    }
-    skb.store(l4.offset + field, &to.to_be(), false)
-}
-
-/// Where layer 4 keeps a checksum over the addresses.
-#[inline(always)]
-fn checksum_offset(l4: &L4) -> Option<u32> {
-    match l4.proto {
-        timeout::TCP => Some(l4.offset + TCP_CHECKSUM),
-        timeout::UDP => Some(l4.offset + UDP_CHECKSUM),
-        _ => None,
+    fn write(skb: &Skb, src: &Self::Addr, dst: &Self::Addr, _: u32) -> Result<(), HelperError> {
+        skb.write_words(ETHERNET + 8, src.words())?;
+        skb.write_words(ETHERNET + 24, dst.words())
     }
 }
 
@@ -107,7 +104,6 @@ pub(crate) fn next_hop(skb: &Skb, mac: &[u8; 6]) -> Result<(), HelperError> {
 /// Turns the frame round.
 #[inline(always)]
 pub(crate) fn swap_macs(skb: &Skb) -> Result<(), HelperError> {
-    use crate::ctx::PacketCtx;
     let m: [u8; 12] = skb.load(ETH_DST).ok_or(HelperError)?;
     skb.store(ETH_DST, &[m[6], m[7], m[8], m[9], m[10], m[11], m[0], m[1], m[2], m[3], m[4], m[5]], false)
 }

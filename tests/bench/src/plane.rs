@@ -170,11 +170,11 @@ fn load(object: &[u8], pins: &PinRoot) -> Result<Ebpf> {
     // What a reject costs, not how often it is allowed.
     settings.reject_per_sec = u32::MAX;
     config.set(0, settings, 0)?;
-    for name in ["ingress", "egress", INGRESS_STUB, EGRESS_STUB] {
+    for name in slot::ALL.map(|(name, _)| name).into_iter().chain([INGRESS_STUB, EGRESS_STUB]) {
         program(&mut ebpf, name)?.load().with_context(|| format!("cannot load program {name}"))?;
     }
     let mut slots: ProgramArray<_> = ebpf.take_map("PROGRAMS").context("no map PROGRAMS")?.try_into()?;
-    for (name, slot) in [("ingress", slot::INGRESS), ("egress", slot::EGRESS)] {
+    for (name, slot) in slot::ALL {
         slots.set(slot, program(&mut ebpf, name)?.fd()?, 0)?;
     }
     Ok(ebpf)

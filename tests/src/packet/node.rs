@@ -267,7 +267,7 @@ fn fill_slots(ebpf: &mut Ebpf) -> OwnedFd {
     let Map::ProgramArray(data) = &map else { panic!("PROGRAMS is a program array") };
     let fd = data.fd().as_fd().try_clone_to_owned().expect("a descriptor can be copied");
     let mut programs: ProgramArray<_> = map.try_into().expect("PROGRAMS is a program array");
-    for (name, slot) in [("ingress", program::INGRESS), ("egress", program::EGRESS)].into_iter().chain(STUBS) {
+    for (name, slot) in program::ALL.into_iter().chain(STUBS) {
         let program: &mut SchedClassifier = ebpf
             .program_mut(name)
             .unwrap_or_else(|| panic!("the object has no program {name}"))

@@ -65,14 +65,17 @@ outcomes! {
     RequestHalfOpen = 11, Translate, "request_half_open";
     /// A request of a confirmed flow.
     Request = 12, Translate, "request";
-    /// The first reply: the flow is confirmed.
-    ReplyFirst = 13, Translate, "reply_first";
+    /// A reply of a flow that is not confirmed yet.
+    ReplyHalfOpen = 13, Translate, "reply_half_open";
     /// A reply of a confirmed flow.
     Reply = 14, Translate, "reply";
-    /// A reply that does not confirm its flow (a reset from the endpoint).
-    ReplyUnconfirmed = 15, Translate, "reply_unconfirmed";
+    /// The endpoint resets a TCP connection that is not confirmed yet.
+    ReplyReset = 15, Translate, "reply_reset";
     /// A packet to an endpoint's own address whose source port was exchanged, because the tuple belongs to a Service flow.
     DirectRewritten = 16, Translate, "direct_rewritten";
+
+    /// A packet that would confirm its flow, but `FLOWS` is full: the flow works on half open, and may be forgotten.
+    FlowsFull = 17, Translate, "flows_full";
 
     /// The Service has no usable endpoint anywhere.
     RejectNoEndpoint = 30, Reject, "reject_no_endpoint";
@@ -83,8 +86,7 @@ outcomes! {
 
     /// A Local policy, and no endpoint on this node.
     DropNoLocalEndpoint = 50, Drop, "drop_no_local_endpoint";
-    /// The flow table is full.
-    DropFlowsFull = 51, Drop, "drop_flows_full";
+    // 51 was a full flow table.
     /// Every tuple that was tried belongs to a live flow.
     DropTupleClash = 52, Drop, "drop_tuple_clash";
     /// The endpoint's slot changed hands while it was read, twice.

@@ -10,14 +10,14 @@ use core::mem::MaybeUninit;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use proxy_common::abi::{Direction, Flow, FlowKey, filter, program, tc_index};
-use proxy_common::{Address, Family as _, Kind, Outcome, V4, V6};
+use proxy_common::{Family as _, Kind, Outcome, V4, V6};
 
 use crate::ctx::tc::Skb;
 use crate::hook::{self, Leave};
 use crate::maps;
 use crate::packet::{self, Parse, Unread};
 use crate::step::resolve::{Resolve, Seen};
-use crate::step::{flow, forward, reject, rewrite, service};
+use crate::step::{Argument as _, flow, forward, reject, rewrite, service};
 
 /// A packet arrives on a device.
 #[inline(always)]
@@ -25,8 +25,8 @@ pub(crate) fn ingress(ctx: &TcContext) -> i32 {
     let skb = Skb::new(ctx.skb.skb);
     skb.set_tc_index(tc_index::NOT_OURS);
     match family(&skb) {
-        Some(false) if concerns::<V4>(&skb, Direction::In) => maps::jump(ctx, program::INGRESS_V4),
-        Some(true) if concerns::<V6>(&skb, Direction::In) => maps::jump(ctx, program::INGRESS_V6),
+        Some(false) if is_relevant(&skb, entering::<V4>(&skb)) => maps::jump(ctx, program::INGRESS_V4),
+        Some(true) if is_relevant(&skb, entering::<V6>(&skb)) => maps::jump(ctx, program::INGRESS_V6),
         _ => {}
     }
     hook::NEXT
@@ -40,8 +40,8 @@ pub(crate) fn egress(ctx: &TcContext) -> i32 {
         return hook::NEXT;
     }
     match family(&skb) {
-        Some(false) if concerns::<V4>(&skb, Direction::Out) => maps::jump(ctx, program::EGRESS_V4),
-        Some(true) if concerns::<V6>(&skb, Direction::Out) => maps::jump(ctx, program::EGRESS_V6),
+        Some(false) if is_relevant(&skb, leaving::<V4>(&skb)) => maps::jump(ctx, program::EGRESS_V4),
+        Some(true) if is_relevant(&skb, leaving::<V6>(&skb)) => maps::jump(ctx, program::EGRESS_V6),
         _ => {}
     }
     hook::NEXT
@@ -60,25 +60,30 @@ fn family(skb: &Skb) -> Option<bool> {
     (protocol == u32::from(V6::ETHERTYPE.to_be())).then_some(true)
 }
 
-/// True if an address of the packet may be ours, or cannot be read.
+/// What the filter says of an arriving packet's destination; `None`: too short to say.
 #[inline(always)]
-fn concerns<F: Parse + Resolve>(skb: &Skb, dir: Direction) -> bool {
-    match (F::source(skb), F::destination(skb)) {
-        (Some(src), Some(dst)) => relevant(skb, &src, &dst, dir) != 0,
-        _ => true,
-    }
+fn entering<F: Parse>(skb: &Skb) -> Option<u8> {
+    Some(maps::filter(&F::destination(skb)?))
 }
 
-/// What the filter says of the addresses that matter in this direction.
+/// What the filter says of a leaving packet: of its source, and of its destination if a process of the node sent it.
 #[inline(always)]
-fn relevant<A: Address>(skb: &Skb, src: &A, dst: &A, dir: Direction) -> u8 {
-    match dir {
-        Direction::In => maps::filter(dst),
-        Direction::Out => {
-            let bits = maps::filter(src) & filter::ENDPOINT;
-            if skb.ingress_ifindex() == 0 { bits | maps::filter(dst) & filter::SERVICE } else { bits }
-        }
+fn leaving<F: Parse>(skb: &Skb) -> Option<u8> {
+    let bits = maps::filter(&F::source(skb)?) & filter::ENDPOINT;
+    if skb.ingress_ifindex() != 0 {
+        return Some(bits);
     }
+    Some(bits | maps::filter(&F::destination(skb)?) & filter::SERVICE)
+}
+
+/// True if the packet may be ours, or is too short to say. Tells the program that is jumped to.
+#[inline(always)]
+fn is_relevant(skb: &Skb, bits: Option<u8>) -> bool {
+    if bits == Some(0) {
+        return false;
+    }
+    skb.set_note(bits.unwrap_or(0));
+    true
 }
 
 /// A packet that may be ours arrives.
@@ -103,7 +108,7 @@ fn judge<F: Parse + Resolve>(skb: &Skb, dir: Direction) -> i32 {
     if read == Err(Unread::Malformed) {
         return hook::finish(Outcome::Malformed, Leave::NEXT);
     }
-    let bits = relevant(skb, &key.src, &key.dst, dir);
+    let bits = skb.note();
     let l4 = match read {
         Ok(l4) => l4,
         Err(why) => return hook::finish(unread::<F>(&key.dst, bits, why), Leave::NEXT),
@@ -121,13 +126,13 @@ fn judge<F: Parse + Resolve>(skb: &Skb, dir: Direction) -> i32 {
     } else if !flow::may_begin(&l4) {
         return hook::NEXT;
     }
-    begin::<F>(skb.as_ptr(), key, seen.bits(), tracked)
+    begin::<F>(skb.as_ptr(), key, seen.number(), tracked)
 }
 
 /// A packet of no confirmed flow; `tracked`: perhaps of a half-open one.
 #[inline(never)]
 fn begin<F: Parse + Resolve>(skb: *mut __sk_buff, key: &FlowKey<F>, seen: u32, tracked: bool) -> i32 {
-    let (skb, seen) = (&Skb::new(skb), Seen::from_bits(seen));
+    let (skb, seen) = (&Skb::new(skb), Seen::from_number(seen));
     let Some(found) = F::request() else { return hook::finish(Outcome::DropHelper, Leave::NEXT) };
     let mut outcome = if tracked { F::half_open(skb, key, found, seen) } else { Outcome::NotOurs };
     if cfg!(feature = "mutant-no-direction") && outcome == Outcome::NotOurs {
@@ -141,7 +146,7 @@ fn begin<F: Parse + Resolve>(skb: *mut __sk_buff, key: &FlowKey<F>, seen: u32, t
     let (outcome, leave) = match outcome.kind() {
         Kind::Pass | Kind::Drop => (outcome, Leave::NEXT),
         Kind::Reject => reject::answer::<F>(skb, key, seen.offset(), outcome),
-        Kind::Translate => return translated(skb.as_ptr(), key, seen.bits(), found, outcome as u32),
+        Kind::Translate => return translated(skb.as_ptr(), key, seen.number(), found, outcome as u32),
     };
     hook::finish(outcome, leave)
 }
@@ -149,7 +154,13 @@ fn begin<F: Parse + Resolve>(skb: *mut __sk_buff, key: &FlowKey<F>, seen: u32, t
 /// [`translate`] with a stack of its own, for the packets that begin a flow.
 #[inline(never)]
 fn translated<F: Resolve>(skb: *mut __sk_buff, key: &FlowKey<F>, seen: u32, flow: &Flow<F>, outcome: u32) -> i32 {
-    let (outcome, leave) = translate(&Skb::new(skb), key, Seen::from_bits(seen).offset(), flow, Seen::outcome(outcome));
+    let (outcome, leave) = translate(
+        &Skb::new(skb),
+        key,
+        Seen::from_number(seen).offset(),
+        flow,
+        Outcome::from_code(outcome).unwrap_or(Outcome::DropHelper),
+    );
     hook::finish(outcome, leave)
 }
 

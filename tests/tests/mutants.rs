@@ -14,7 +14,7 @@ struct Mutant {
     noticed_by: &'static str,
 }
 
-const MUTANTS: [Mutant; 13] = [
+const MUTANTS: [Mutant; 15] = [
     Mutant {
         fault: "no-direction",
         noticed_by: "flows::the_reply_of_an_endpoint_here_is_translated_where_it_leaves_not_where_it_arrives::udp_v4",
@@ -42,6 +42,11 @@ const MUTANTS: [Mutant; 13] = [
     },
     Mutant { fault: "any-slot", noticed_by: "limits::a_slot_that_changed_hands_is_not_used::tcp_v6" },
     Mutant { fault: "routed-bridge", noticed_by: "bridge::a_pod_on_the_bridge_reaches_its_neighbour_by_mac::tcp_v4" },
+    Mutant { fault: "udp-at-once", noticed_by: "flows::datagrams_that_do_not_last_stay_half_open::v4" },
+    Mutant {
+        fault: "uncontested",
+        noticed_by: "tuples::a_connection_that_the_endpoint_has_with_the_client_already_is_left_alone::v4",
+    },
     Mutant { fault: "no-zero-checksum", noticed_by: "headers::no_udp_checksum_stays_no_checksum" },
 ];
 

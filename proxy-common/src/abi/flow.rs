@@ -129,6 +129,16 @@ impl<F: Family> Flow<F> {
     pub const PINNED: u16 = 32;
     /// A direct flow to an endpoint whose source port was exchanged; no Service is involved.
     pub const DIRECT: u16 = 64;
+    /// Half open: used in a second of the clock after the one it began in.
+    pub const AGED: u16 = 128;
+    /// Half open: used for two seconds and more. Only then does an answer confirm a UDP flow.
+    pub const LASTING: u16 = 256;
+    /// Half open: the endpoint has answered with a SYN-ACK. The client's next segment confirms the flow.
+    pub const ANSWERED: u16 = 512;
+    /// Half open: a segment of another connection came in the reply's tuple, so the endpoint holds it already.
+    pub const CONTESTED: u16 = 1024;
+    /// Bits that end with a flow's being half open.
+    pub const HALF_OPEN: u16 = Self::AGED | Self::LASTING | Self::ANSWERED | Self::CONTESTED;
 
     /// A FIN was seen.
     pub const FIN: u8 = 1;

@@ -150,6 +150,21 @@ impl Skb {
         unsafe { (&raw const (*self.skb).pkt_type).read_volatile() == PACKET_HOST }
     }
 
+    /// Tells the program that is jumped to. The last word of the control block: nobody else's is known to be used by
+    /// more than the first ones.
+    #[inline(always)]
+    pub fn set_note(&self, note: u8) {
+        // SAFETY: the kernel passes a valid context, and tc programs may write this field.
+        unsafe { (&raw mut (*self.skb).cb[4]).write_volatile(u32::from(note)) }
+    }
+
+    /// What the program that jumped here said.
+    #[inline(always)]
+    pub fn note(&self) -> u8 {
+        // SAFETY: the kernel passes a valid context.
+        unsafe { (&raw const (*self.skb).cb[4]).read_volatile() as u8 }
+    }
+
     /// Tells egress.
     #[inline(always)]
     pub fn set_tc_index(&self, value: u16) {

@@ -1,12 +1,10 @@
 //! One attempt at a flow: this endpoint, this source port. Succeeds if the reply's tuple is free, or ours already.
 
-use aya_ebpf::bindings::__sk_buff;
 use proxy_common::abi::{Flow, FlowKey};
-use proxy_common::{Outcome, V4, V6, algo::timeout};
+use proxy_common::{Outcome, algo::timeout};
 
 use super::flow;
 use super::reserve::{self, Reservation};
-use super::resolve::Seen;
 use super::route::{self, Source};
 use crate::clock::now_secs;
 use crate::ctx::tc::Skb;
@@ -65,11 +63,17 @@ pub(crate) fn reply_entry<F: Maps>(key: &FlowKey<F>, owner: &Flow<F>, reply: &mu
 /// True if this flow is half open with this very endpoint, and the endpoint lives.
 #[inline(always)]
 fn is_kept<F: Maps>(reply: &Entry<F>) -> bool {
-    let Some(held) = F::new_flows().get_ptr(&reply.key) else { return false };
+    let Some(entry) = F::new_flows().get_ptr_mut(&reply.key) else { return false };
     // SAFETY: the map's element; each field is read once.
-    let held = unsafe { &*held };
+    let held = unsafe { &*entry };
     let dead = reply.key.proto == timeout::UDP && maps::generation(held.endpoint_id) != Some(held.endpoint_gen);
-    reserve::leads_to_same(held, &reply.value) && !flow::is_stale(held.last_seen_secs) && !dead
+    let contested = held.flags & Flow::<F>::CONTESTED != 0;
+    let kept =
+        reserve::leads_to_same(held, &reply.value) && !flow::is_stale(held.last_seen_secs) && !dead && !contested;
+    if kept {
+        reserve::refresh(entry);
+    }
+    kept
 }
 
 /// Reserves the reply's tuple, and the request's where the plain hash would not find the way again.
@@ -79,47 +83,15 @@ fn claim<F: Maps>(key: &FlowKey<F>, found: &Flow<F>, reply: &mut Entry<F>) -> Ou
         Reservation::Fresh => Outcome::RequestNew,
         Reservation::Ours => Outcome::RequestHalfOpen,
         Reservation::Taken => return Outcome::NotOurs,
-        Reservation::Full => return Outcome::DropFlowsFull,
+        Reservation::Full => return Outcome::DropHelper,
     };
     if found.flags & Flow::<F>::PINNED != 0 && F::new_flows().insert(key, found, maps::ANY).is_err() {
-        return Outcome::DropFlowsFull;
+        return Outcome::DropHelper;
     }
     outcome
 }
 
-macro_rules! subprogram {
-    ($name:ident, $family:ty) => {
-        /// Verified by itself, with its own stack.
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $name(
-            skb: *mut __sk_buff,
-            key: *const FlowKey<$family>,
-            found: *mut Flow<$family>,
-            index: u32,
-            keep: u32,
-        ) -> u32 {
-            if key.is_null() || found.is_null() {
-                return Outcome::DropHelper as u32;
-            }
-            // SAFETY: not null, and the verifier checks the caller's memory against the types' sizes.
-            let (key, found) = unsafe { (&*key, &mut *found) };
-            attempt::<$family>(&Skb::new(skb), key, found, index, keep != 0) as u32
-        }
-
-        impl Attempt for $family {
-            #[inline(always)]
-            fn attempt(skb: &Skb, key: &FlowKey<Self>, found: &mut Flow<Self>, index: u32, keep: bool) -> Outcome {
-                Seen::outcome($name(skb.as_ptr(), key, found, index, u32::from(keep)))
-            }
-        }
-    };
+subprograms! {
+    /// [`attempt`] of a family, as a global subprogram.
+    Attempt: Source => attempt(skb; index: u32, keep: bool) as attempt_v4, attempt_v6
 }
-
-/// [`attempt`] of a family, as a global subprogram.
-pub(crate) trait Attempt: Maps {
-    fn attempt(skb: &Skb, key: &FlowKey<Self>, found: &mut Flow<Self>, index: u32, keep: bool) -> Outcome;
-}
-
-subprogram!(attempt_v4, V4);
-subprogram!(attempt_v6, V6);

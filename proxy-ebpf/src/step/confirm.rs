@@ -1,17 +1,25 @@
-//! A half-open flow: its first reply confirms it.
+//! A half-open flow, until it is confirmed and moves to `FLOWS`, from where nothing evicts it:
+//!
+//! | | is confirmed by |
+//! |---|---|
+//! | TCP | the segment that completes the handshake: who sends it has heard the endpoint |
+//! | UDP | an answer, once the flow has lasted for two seconds, as `nf_conntrack` assures it |
+//! | any other | the first answer |
+//!
+//! So no flood fills `FLOWS`, answered or not, and a DNS query costs one entry of a table that forgets its oldest.
 
-use aya_ebpf::bindings::__sk_buff;
 use proxy_common::abi::{Flow, FlowKey};
-use proxy_common::{Outcome, V4, V6, algo::timeout};
+use proxy_common::{Outcome, algo::timeout};
 
-use super::flow;
+use super::flow::{self, read};
+use super::reserve;
 use super::resolve::Seen;
 use crate::clock::now_secs;
 use crate::ctx::tc::Skb;
-use crate::maps::{self, Maps};
-use crate::packet::RST;
+use crate::maps::{self, Entry, Maps};
+use crate::packet::{ACK, RST, SYN};
 
-/// Looks the packet up among the half-open flows. A reply moves the pair to `FLOWS`, from where nothing evicts it.
+/// Looks the packet up among the half-open flows.
 #[inline(always)]
 fn half_open<F: Maps>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen) -> Outcome {
     let Some(entry) = F::new_flows().get_ptr_mut(key) else { return Outcome::NotOurs };
@@ -21,73 +29,214 @@ fn half_open<F: Maps>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: Se
         return Outcome::NotOurs;
     }
     if found.flags & Flow::<F>::REPLY == 0 {
-        return follow(skb, key, found);
+        return request(skb, key, entry, found, seen);
     }
-    if key.proto == timeout::TCP && seen.tcp_flags() & RST != 0 {
-        return Outcome::ReplyUnconfirmed;
+    match key.proto {
+        timeout::TCP => answer(key, entry, found, seen),
+        timeout::UDP => {
+            refresh_pair(key, entry, found);
+            if found.flags & Flow::<F>::LASTING == 0 && !cfg!(feature = "mutant-udp-at-once") {
+                return if is_superseded(key, found) { Outcome::DropTupleClash } else { Outcome::ReplyHalfOpen };
+            }
+            confirm_by_answer(key, found)
+        }
+        _ => confirm_by_answer(key, found),
     }
-    promote(key, found)
 }
 
-/// A further request of a half-open flow whose choice was not the plain hash.
+/// A further request of a half-open flow whose owner entry is stored.
 #[inline(always)]
-fn follow<F: Maps>(skb: &Skb, key: &FlowKey<F>, found: &Flow<F>) -> Outcome {
-    if !flow::is_for_us(skb, key, found) {
+fn request<F: Maps>(skb: &Skb, key: &FlowKey<F>, entry: *mut Flow<F>, found: &mut Flow<F>, seen: Seen) -> Outcome {
+    if !flow::is_for_us(skb, key, entry) {
         return Outcome::LayerTwoTransit;
     }
-    if found.flags & Flow::<F>::DIRECT != 0 {
-        return Outcome::DirectRewritten;
-    }
-    if key.proto == timeout::UDP && maps::generation(found.endpoint_id) != Some(found.endpoint_gen) {
-        if let Some(work) = F::reply() {
-            found.partner_into(key, &mut work.partner);
-            maps::forget_new(&work.partner);
-        }
-        maps::forget_new(key);
+    let direct = found.flags & Flow::<F>::DIRECT != 0;
+    if key.proto == timeout::UDP && !direct && flow::is_dead(entry) {
+        forget_pair(key, found);
         return Outcome::NotOurs;
     }
-    Outcome::RequestHalfOpen
+    let answered = found.flags & Flow::<F>::ANSWERED != 0;
+    if answered && seen.tcp_flags() & (SYN | RST) == 0 {
+        let outcome = confirm_by_request(key, found);
+        if outcome != Outcome::RequestHalfOpen {
+            return outcome;
+        }
+    } else {
+        refresh_pair(key, entry, found);
+    }
+    if direct { Outcome::DirectRewritten } else { Outcome::RequestHalfOpen }
+}
+
+/// What an endpoint answers to a SYN.
+#[inline(always)]
+fn answer<F: Maps>(key: &FlowKey<F>, entry: *mut Flow<F>, found: &mut Flow<F>, seen: Seen) -> Outcome {
+    let flags = seen.tcp_flags();
+    if flags & RST != 0 {
+        return Outcome::ReplyReset;
+    }
+    if found.flags & Flow::<F>::ANSWERED != 0 {
+        refresh_pair(key, entry, found);
+        return Outcome::ReplyHalfOpen;
+    }
+    if flags & (SYN | ACK) != SYN | ACK {
+        return contest(key, entry, found);
+    }
+    if is_superseded(key, found) {
+        return Outcome::DropTupleClash;
+    }
+    let Some(Entry { key: owner_key, value: owner, .. }) = F::reply() else { return Outcome::DropHelper };
+    found.partner_into(key, owner_key);
+    if let Some(held) = F::new_flows().get_ptr_mut(&*owner_key) {
+        set_flags(held, Flow::<F>::ANSWERED);
+    } else if found.flags & Flow::<F>::PINNED != 0 {
+        // Evicted before the answer came: the client asks again, and both are made anew.
+        return Outcome::DropTupleClash;
+    } else {
+        derive(key, found, owner);
+        owner.flags |= Flow::<F>::ANSWERED;
+        if F::new_flows().insert(&*owner_key, &*owner, maps::ANY).is_err() {
+            return Outcome::DropHelper;
+        }
+    }
+    set_flags(entry, Flow::<F>::ANSWERED);
+    Outcome::ReplyHalfOpen
+}
+
+/// The endpoint has a connection in this tuple already, which began without a Service: what comes is that one's (an
+/// acknowledgement that challenges our SYN, RFC 5961 §4, or plain data). It is left to it, and the next SYN gets
+/// another tuple.
+#[inline(always)]
+fn contest<F: Maps>(key: &FlowKey<F>, entry: *mut Flow<F>, found: &Flow<F>) -> Outcome {
+    if !cfg!(feature = "mutant-uncontested") {
+        set_flags(entry, Flow::<F>::CONTESTED);
+    }
+    if found.flags & Flow::<F>::PINNED != 0
+        && let Some(work) = F::reply()
+    {
+        found.partner_into(key, &mut work.partner);
+        maps::forget_new(&work.partner);
+    }
+    Outcome::NotOurs
+}
+
+/// True if the client's requests go to another endpoint by now: it must not hear two in one conversation.
+#[inline(always)]
+fn is_superseded<F: Maps>(key: &FlowKey<F>, reply: &Flow<F>) -> bool {
+    let Some(work) = F::reply() else { return false };
+    reply.partner_into(key, &mut work.partner);
+    if let Some(owner) = F::new_flows().get_ptr(&work.partner) {
+        return !leads_to(owner, key);
+    }
+    F::flows().get_ptr(&work.partner).is_some_and(|owner| !leads_to(owner, key))
+}
+
+/// True if an owner's requests go to the endpoint that answers here.
+#[inline(always)]
+fn leads_to<F: Maps>(owner: *const Flow<F>, reply_key: &FlowKey<F>) -> bool {
+    // SAFETY: a map's element; each field is read once.
+    unsafe { (*owner).dst == reply_key.src && (*owner).dport == reply_key.sport }
+}
+
+/// Once a second: both halves are in use.
+#[inline(always)]
+fn refresh_pair<F: Maps>(key: &FlowKey<F>, entry: *mut Flow<F>, found: &mut Flow<F>) {
+    if !reserve::refresh(entry) || found.flags & (Flow::<F>::PINNED | Flow::<F>::ANSWERED) == 0 {
+        found.flags = read!(entry, flags);
+        return;
+    }
+    found.flags = read!(entry, flags);
+    let Some(work) = F::reply() else { return };
+    found.partner_into(key, &mut work.partner);
+    if let Some(partner) = F::new_flows().get_ptr_mut(&work.partner) {
+        reserve::refresh(partner);
+    }
 }
 
 #[inline(always)]
-fn promote<F: Maps>(key: &FlowKey<F>, found: &mut Flow<F>) -> Outcome {
-    let Some(owner) = F::reply() else { return Outcome::DropHelper };
-    found.partner_into(key, &mut owner.key);
-    let pinned = found.flags & Flow::<F>::PINNED != 0;
-    if pinned {
-        // Evicted before the reply came: the client asks again, and both are made anew.
-        let Some(held) = F::new_flows().get_ptr(&owner.key) else { return Outcome::DropTupleClash };
-        // SAFETY: the map's element, copied out once.
-        owner.value = unsafe { *held };
-    } else {
-        derive(key, found, &mut owner.value);
+fn set_flags<F: Maps>(entry: *mut Flow<F>, flags: u16) {
+    // SAFETY: the map's element; a value that was recycled meanwhile would be asked for again a little later.
+    unsafe { (*entry).flags |= flags }
+}
+
+#[inline(always)]
+fn forget_pair<F: Maps>(key: &FlowKey<F>, found: &Flow<F>) {
+    if let Some(work) = F::reply() {
+        found.partner_into(key, &mut work.partner);
+        maps::forget_new(&work.partner);
     }
+    maps::forget_new(key);
+}
+
+/// The handshake is complete. `RequestHalfOpen`: both halves are confirmed now.
+#[inline(always)]
+fn confirm_by_request<F: Maps>(key: &FlowKey<F>, owner: &mut Flow<F>) -> Outcome {
+    let Some(Entry { key: reply_key, value: reply, .. }) = F::reply() else { return Outcome::DropHelper };
+    owner.partner_into(key, reply_key);
+    let Some(held) = F::new_flows().get_ptr(&*reply_key) else {
+        // Evicted: the reply would find nothing.
+        maps::forget_new(key);
+        return Outcome::NotOurs;
+    };
+    // SAFETY: the map's element, copied out once.
+    *reply = unsafe { *held };
+    match store(key, owner, reply_key, reply) {
+        Ok(()) => Outcome::RequestHalfOpen,
+        Err(outcome) => outcome,
+    }
+}
+
+/// An answer confirms the flow.
+#[inline(always)]
+fn confirm_by_answer<F: Maps>(key: &FlowKey<F>, reply: &mut Flow<F>) -> Outcome {
+    let Some(Entry { key: owner_key, value: owner, .. }) = F::reply() else { return Outcome::DropHelper };
+    reply.partner_into(key, owner_key);
+    if reply.flags & Flow::<F>::PINNED != 0 {
+        // Evicted before the answer came: the client asks again, and both are made anew.
+        let Some(held) = F::new_flows().get_ptr(&*owner_key) else { return Outcome::DropTupleClash };
+        // SAFETY: the map's element, copied out once.
+        *owner = unsafe { *held };
+    } else {
+        derive(key, reply, owner);
+    }
+    match store(owner_key, owner, key, reply) {
+        Ok(()) => Outcome::ReplyHalfOpen,
+        Err(outcome) => outcome,
+    }
+}
+
+/// Moves a pair from `NEW` to `FLOWS`.
+#[inline(always)]
+fn store<F: Maps>(
+    owner_key: &FlowKey<F>,
+    owner: &mut Flow<F>,
+    reply_key: &FlowKey<F>,
+    reply: &mut Flow<F>,
+) -> Result<(), Outcome> {
     let now = now_secs();
-    owner.value.last_seen_secs = now;
-    found.last_seen_secs = now;
+    owner.flags &= !Flow::<F>::HALF_OPEN;
+    reply.flags &= !Flow::<F>::HALF_OPEN;
+    (owner.last_seen_secs, reply.last_seen_secs) = (now, now);
     // The owner first: a request that finds it needs nothing else, one that finds only the reply would take it for a
     // leftover.
-    let fresh = match F::flows().insert(&owner.key, &owner.value, maps::NOEXIST) {
+    let fresh = match F::flows().insert(owner_key, &*owner, maps::NOEXIST) {
         Ok(()) => true,
-        Err(maps::EXISTS) if leads_here(&owner.key, key) => false,
+        Err(maps::EXISTS) if F::flows().get_ptr(owner_key).is_some_and(|owner| leads_to(owner, reply_key)) => false,
         // An answer of an endpoint that was asked first and has been replaced since.
-        Err(maps::EXISTS) => return Outcome::DropTupleClash,
-        Err(_) => return Outcome::DropFlowsFull,
+        Err(maps::EXISTS) => return Err(Outcome::DropTupleClash),
+        Err(_) => return Err(Outcome::FlowsFull),
     };
-    match F::flows().insert(key, &*found, maps::NOEXIST) {
+    match F::flows().insert(reply_key, &*reply, maps::NOEXIST) {
         Ok(()) | Err(maps::EXISTS) => {}
         Err(_) => {
             if fresh {
-                maps::forget(&owner.key);
+                maps::forget(owner_key);
             }
-            return Outcome::DropFlowsFull;
+            return Err(Outcome::FlowsFull);
         }
     }
-    maps::forget_new(key);
-    if pinned {
-        maps::forget_new(&owner.key);
-    }
-    Outcome::ReplyFirst
+    maps::forget_new(reply_key);
+    maps::forget_new(owner_key);
+    Ok(())
 }
 
 /// The owner entry of a reply entry whose choice was the plain hash.
@@ -101,55 +250,7 @@ fn derive<F: Maps>(key: &FlowKey<F>, reply: &Flow<F>, owner: &mut Flow<F>) {
     owner.flags &= !Flow::<F>::REPLY;
 }
 
-/// True if the confirmed owner's requests go to the endpoint that answers here.
-#[inline(always)]
-fn leads_here<F: Maps>(owner_key: &FlowKey<F>, reply_key: &FlowKey<F>) -> bool {
-    match F::flows().get_ptr(owner_key) {
-        // SAFETY: the map's element, read once.
-        Some(owner) => unsafe { (*owner).dst == reply_key.src && (*owner).dport == reply_key.sport },
-        None => false,
-    }
+subprograms! {
+    /// [`half_open`] of a family, as a global subprogram.
+    HalfOpen: Maps => half_open(skb; seen: Seen) as half_open_v4, half_open_v6
 }
-
-macro_rules! subprogram {
-    ($name:ident, $family:ty) => {
-        /// Verified by itself, with its own stack.
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $name(
-            skb: *mut __sk_buff,
-            key: *const FlowKey<$family>,
-            found: *mut Flow<$family>,
-            seen: u32,
-        ) -> u32 {
-            if key.is_null() || found.is_null() {
-                return Outcome::DropHelper as u32;
-            }
-            // SAFETY: not null, and the verifier checks the caller's memory against the types' sizes.
-            let (key, found) = unsafe { (&*key, &mut *found) };
-            half_open::<$family>(&Skb::new(skb), key, found, Seen::from_bits(seen)) as u32
-        }
-    };
-}
-
-subprogram!(half_open_v4, V4);
-subprogram!(half_open_v6, V6);
-
-/// [`half_open`] of a family, as a global subprogram.
-pub(crate) trait HalfOpen: Maps {
-    fn half_open(skb: &Skb, key: &FlowKey<Self>, found: &mut Flow<Self>, seen: Seen) -> Outcome;
-}
-
-macro_rules! dispatch {
-    ($family:ty, $name:ident) => {
-        impl HalfOpen for $family {
-            #[inline(always)]
-            fn half_open(skb: &Skb, key: &FlowKey<Self>, found: &mut Flow<Self>, seen: Seen) -> Outcome {
-                Seen::outcome($name(skb.as_ptr(), key, found, seen.bits()))
-            }
-        }
-    };
-}
-
-dispatch!(V4, half_open_v4);
-dispatch!(V6, half_open_v6);

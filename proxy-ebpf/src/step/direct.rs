@@ -1,9 +1,9 @@
 //! A packet to an endpoint's own address. Where a Service flow of the same client port holds the reply's tuple, the
 //! source port is exchanged, as the kernel's NAT does: both connections work.
 
+use proxy_common::Outcome;
 use proxy_common::abi::{Direction, Flow, FlowKey};
 use proxy_common::algo::timeout;
-use proxy_common::{Outcome, V4, V6};
 
 use super::attempt::reply_entry;
 use super::flow;
@@ -14,7 +14,7 @@ use crate::maps::{self, Entry, Maps};
 use crate::packet::{ACK, RST, SYN};
 
 #[inline(always)]
-fn guard<F: Maps>(key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen) -> Outcome {
+fn direct<F: Maps>(key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen) -> Outcome {
     if key.proto == timeout::TCP && seen.tcp_flags() & (SYN | ACK | RST) != SYN {
         return Outcome::NotOurs;
     }
@@ -33,7 +33,7 @@ fn guard<F: Maps>(key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen) -> Outcome 
         if matches!(reserve::reply(reply), Reservation::Fresh | Reservation::Ours) {
             maps::note_direct_rewrite();
             let stored = F::new_flows().insert(key, &*found, maps::ANY);
-            return if stored.is_ok() { Outcome::DirectRewritten } else { Outcome::DropFlowsFull };
+            return if stored.is_ok() { Outcome::DirectRewritten } else { Outcome::DropHelper };
         }
     }
     Outcome::DropTupleClash
@@ -70,33 +70,7 @@ fn is_held<F: Maps>(reply: &mut Entry<F>) -> bool {
     !stale
 }
 
-macro_rules! subprogram {
-    ($name:ident, $family:ty) => {
-        /// Verified by itself, with its own stack.
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $name(key: *const FlowKey<$family>, found: *mut Flow<$family>, seen: u32) -> u32 {
-            if key.is_null() || found.is_null() {
-                return Outcome::DropHelper as u32;
-            }
-            // SAFETY: not null, and the verifier checks the caller's memory against the types' sizes.
-            let (key, found) = unsafe { (&*key, &mut *found) };
-            guard::<$family>(key, found, Seen::from_bits(seen)) as u32
-        }
-
-        impl Direct for $family {
-            #[inline(always)]
-            fn direct(key: &FlowKey<Self>, found: &mut Flow<Self>, seen: Seen) -> Outcome {
-                Seen::outcome($name(key, found, seen.bits()))
-            }
-        }
-    };
+subprograms! {
+    /// [`direct`] of a family, as a global subprogram.
+    Direct: Maps => direct(; seen: Seen) as direct_v4, direct_v6
 }
-
-/// [`guard`] of a family, as a global subprogram.
-pub(crate) trait Direct: Maps {
-    fn direct(key: &FlowKey<Self>, found: &mut Flow<Self>, seen: Seen) -> Outcome;
-}
-
-subprogram!(direct_v4, V4);
-subprogram!(direct_v6, V6);

@@ -2,7 +2,8 @@
 
 use proxy_common::abi::{Flow, FlowKey};
 
-use super::flow;
+use super::flow::{self, read};
+use crate::clock::now_secs;
 use crate::maps::{self, Entry, Maps};
 
 /// What asking for a tuple gave.
@@ -35,34 +36,61 @@ pub(crate) fn reply<F: Maps>(reply: &mut Entry<F>) -> Reservation {
         }
     }
     // Asked before it is tried: an insert into an LRU map takes a node from its list first, even if it fails.
-    let mut held = F::new_flows().get_ptr(&*key);
+    let mut held = F::new_flows().get_ptr_mut(&*key);
     if held.is_none() {
         match F::new_flows().insert(&*key, &*value, maps::NOEXIST) {
             Ok(()) => return Reservation::Fresh,
             // Another CPU was faster, perhaps with a packet of the same flow.
-            Err(maps::EXISTS) => held = F::new_flows().get_ptr(&*key),
+            Err(maps::EXISTS) => held = F::new_flows().get_ptr_mut(&*key),
             Err(_) => return Reservation::Full,
         }
     }
-    // SAFETY: the map's element; each field is read once.
-    held.map_or(Reservation::Taken, |held| half_open(key, value, unsafe { &*held }))
+    held.map_or(Reservation::Taken, |held| half_open(key, value, held))
 }
 
 /// The tuple is half open: ours, stale, or another's.
 #[inline(always)]
-fn half_open<F: Maps>(key: &FlowKey<F>, value: &Flow<F>, held: &Flow<F>) -> Reservation {
-    let ours = leads_to_same(held, value);
-    if ours && held.flags == value.flags && held.last_seen_secs == value.last_seen_secs {
-        return Reservation::Ours;
+fn half_open<F: Maps>(key: &FlowKey<F>, value: &mut Flow<F>, held: *mut Flow<F>) -> Reservation {
+    // SAFETY: the map's element; each field is read once.
+    let (ours, flags) = unsafe { (leads_to_same(&*held, value), (*held).flags) };
+    let stale = flow::is_stale(read!(held, last_seen_secs));
+    if !stale {
+        // The endpoint has a connection of its own in this tuple.
+        if !ours || flags & Flow::<F>::CONTESTED != 0 {
+            return Reservation::Taken;
+        }
+        if flags & !Flow::<F>::HALF_OPEN == value.flags {
+            refresh(held);
+            return Reservation::Ours;
+        }
+        value.flags |= flags & Flow::<F>::HALF_OPEN;
     }
-    if !ours && !flow::is_stale(held.last_seen_secs) {
-        return Reservation::Taken;
-    }
-    match F::new_flows().insert(key, value, maps::ANY) {
+    match F::new_flows().insert(key, &*value, maps::ANY) {
         Ok(()) if ours => Reservation::Ours,
         Ok(()) => Reservation::Fresh,
         Err(_) => Reservation::Full,
     }
+}
+
+/// A half-open flow that is used in two later seconds of the clock, or again after two, is a lasting one.
+const LASTING_SECS: u32 = 2;
+
+/// Notes that a half-open entry is used; false if this second has been noted already.
+#[inline(always)]
+pub(crate) fn refresh<F: Maps>(entry: *mut Flow<F>) -> bool {
+    let (now, last) = (now_secs(), read!(entry, last_seen_secs));
+    if last == now {
+        return false;
+    }
+    let flags = read!(entry, flags);
+    let lasting = now.wrapping_sub(last) >= LASTING_SECS || flags & Flow::<F>::AGED != 0;
+    let age = if lasting { Flow::<F>::LASTING } else { Flow::<F>::AGED };
+    // SAFETY: the map's element; aligned words. A value that was recycled meanwhile would age a little early.
+    unsafe {
+        (&raw mut (*entry).flags).write_volatile(flags | age);
+        (&raw mut (*entry).last_seen_secs).write_volatile(now);
+    }
+    true
 }
 
 /// True if both give the reply to the same client under the same Service address.

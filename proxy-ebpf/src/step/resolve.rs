@@ -1,12 +1,11 @@
 //! The first packet of a flow: which Service, which endpoint, which tuple.
 
-use aya_ebpf::bindings::__sk_buff;
+use proxy_common::Outcome;
 use proxy_common::abi::{Config, Direction, Flow, FlowKey, Role, Service, filter};
 use proxy_common::algo::{hash, timeout};
-use proxy_common::{Outcome, V4, V6};
 
 use super::service::{self, Choice};
-use super::{attempt::Attempt, confirm::HalfOpen, direct::Direct, flow, reject::Answer, rewrite::Rewrite};
+use super::{Argument, attempt::Attempt, confirm::HalfOpen, direct::Direct, flow, reject::Answer, rewrite::Rewrite};
 use crate::config;
 use crate::ctx::PacketCtx;
 use crate::ctx::tc::Skb;
@@ -17,20 +16,22 @@ use crate::packet::{ACK, RST, SYN};
 #[derive(Clone, Copy)]
 pub(crate) struct Seen(u32);
 
+impl Argument for Seen {
+    #[inline(always)]
+    fn number(self) -> u32 {
+        self.0
+    }
+
+    #[inline(always)]
+    fn from_number(number: u32) -> Self {
+        Self(number)
+    }
+}
+
 impl Seen {
     #[inline(always)]
     pub(crate) const fn new(tcp_flags: u8, filter: u8, offset: u32) -> Self {
         Self(tcp_flags as u32 | (filter as u32) << 8 | offset << 16)
-    }
-
-    #[inline(always)]
-    pub(crate) const fn from_bits(bits: u32) -> Self {
-        Self(bits)
-    }
-
-    #[inline(always)]
-    pub(crate) const fn bits(self) -> u32 {
-        self.0
     }
 
     #[inline(always)]
@@ -47,12 +48,6 @@ impl Seen {
     #[inline(always)]
     pub(crate) const fn offset(self) -> u32 {
         self.0 >> 16
-    }
-
-    /// The outcome that a subprogram returned as its code.
-    #[inline(always)]
-    pub(crate) fn outcome(code: u32) -> Outcome {
-        Outcome::from_code(code).unwrap_or(Outcome::DropHelper)
     }
 }
 
@@ -190,45 +185,12 @@ const fn candidate(attempt: u32, first: u32, len: u32, hash: u32, sport: u16) ->
     }
 }
 
-macro_rules! subprogram {
-    ($name:ident, $family:ty) => {
-        /// Verified by itself, with its own stack.
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $name(
-            skb: *mut __sk_buff,
-            key: *const FlowKey<$family>,
-            found: *mut Flow<$family>,
-            seen: u32,
-        ) -> u32 {
-            if key.is_null() || found.is_null() {
-                return Outcome::DropHelper as u32;
-            }
-            // SAFETY: not null, and the verifier checks the caller's memory against the types' sizes.
-            let (key, found) = unsafe { (&*key, &mut *found) };
-            resolve::<$family>(&Skb::new(skb), key, found, Seen::from_bits(seen)) as u32
-        }
-    };
+subprograms! {
+    /// Everything that the pipeline needs of a family; [`resolve`] as a global subprogram.
+    Resolve: Needs => resolve(skb; seen: Seen) as resolve_v4, resolve_v6
 }
 
-subprogram!(resolve_v4, V4);
-subprogram!(resolve_v6, V6);
+/// What [`resolve`] needs of a family.
+pub(crate) trait Needs: HalfOpen + Attempt + Direct + Rewrite + Answer {}
 
-/// Everything that the pipeline needs of a family; [`resolve`] as a global subprogram.
-pub(crate) trait Resolve: HalfOpen + Attempt + Direct + Rewrite + Answer {
-    fn resolve(skb: &Skb, key: &FlowKey<Self>, found: &mut Flow<Self>, seen: Seen) -> Outcome;
-}
-
-macro_rules! dispatch {
-    ($family:ty, $name:ident) => {
-        impl Resolve for $family {
-            #[inline(always)]
-            fn resolve(skb: &Skb, key: &FlowKey<Self>, found: &mut Flow<Self>, seen: Seen) -> Outcome {
-                Seen::outcome($name(skb.as_ptr(), key, found, seen.bits()))
-            }
-        }
-    };
-}
-
-dispatch!(V4, resolve_v4);
-dispatch!(V6, resolve_v6);
+impl<F: HalfOpen + Attempt + Direct + Rewrite + Answer> Needs for F {}

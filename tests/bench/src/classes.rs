@@ -1,6 +1,7 @@
 //! The classes of packets: what each costs in the programs alone, and how many look-ups it takes.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use fairlead_lab::{
@@ -283,7 +284,10 @@ fn sockets(frame: &[u8]) -> Result<(SocketAddr, SocketAddr)> {
     Packet::parse(frame, false).and_then(|packet| packet.sockets()).context("a frame without ports")
 }
 
-/// Lets the request through and answers it, which confirms the flow. Returns the reply.
+/// A UDP flow is confirmed by an answer after this time.
+pub const LASTING: Duration = Duration::from_millis(3_100);
+
+/// Lets the request through and answers it until the flow is confirmed. Returns the reply.
 fn establish(pins: &PinRoot, request: &Shot, tcp: bool) -> Result<Shot> {
     let translated = Harness::new(pins, request.clone())?.once()?.frame;
     let (client, endpoint) = sockets(&translated)?;
@@ -293,7 +297,16 @@ fn establish(pins: &PinRoot, request: &Shot, tcp: bool) -> Result<Shot> {
     } else {
         frame::udp(MACS, endpoint, client, b"answer")
     };
-    let answered = Harness::new(pins, leaving(answer.clone()))?.once()?.frame;
+    let answers = Harness::new(pins, leaving(answer.clone()))?;
+    let answered = answers.once()?.frame;
     ensure!(sockets(&answered)? != sockets(&answer)?, "the answer of {endpoint} was not translated");
+    if tcp {
+        // The handshake's third segment.
+        let (client, service) = sockets(&request.frame)?;
+        Harness::new(pins, arriving(frame::tcp(MACS, client, service, ACK, 2, 2)))?.once()?;
+    } else {
+        std::thread::sleep(LASTING);
+        answers.once()?;
+    }
     Ok(leaving(if tcp { frame::tcp(MACS, endpoint, client, ACK, 2, 2) } else { answer }))
 }

@@ -11,6 +11,7 @@ use proxy_common::Outcome;
 use serde::Serialize;
 
 use crate::{
+    classes::LASTING,
     counters::Counters,
     path::Path,
     plane::Plane,
@@ -284,9 +285,9 @@ impl Bench {
                 self.enter(State::Bare)?;
                 let bare = self.established(first)?;
                 self.enter(State::Few)?;
-                let few = self.established(vip)?;
+                let few = self.lasting(vip)?;
                 self.enter(State::Many)?;
-                Ok([bare, few, self.established(vip)?])
+                Ok([bare, few, self.lasting(vip)?])
             }
             Traffic::NewFlow => {
                 // The neighbours' MACs are found out beforehand: each packet of the slices is to be forwarded at once.
@@ -306,6 +307,15 @@ impl Bench {
 
     fn established(&self, to: SocketAddr) -> Result<Sender> {
         let socket = self.path.connect(to)?;
+        self.path.confirm(&socket)?;
+        Ok(Sender::connected(socket))
+    }
+
+    /// A flow that has lasted, and was answered since: it is confirmed.
+    fn lasting(&self, to: SocketAddr) -> Result<Sender> {
+        let socket = self.path.connect(to)?;
+        self.path.confirm(&socket)?;
+        std::thread::sleep(LASTING);
         self.path.confirm(&socket)?;
         Ok(Sender::connected(socket))
     }

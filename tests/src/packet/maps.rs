@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
@@ -139,6 +140,27 @@ impl Maps {
                 flow.last_seen_secs = flow.last_seen_secs.wrapping_sub(secs);
                 self.put_flow(table, &key, &flow);
             }
+        }
+    }
+
+    /// The half-open flow of this client's port was used three seconds ago: with its next packet it is a lasting one.
+    pub fn let_last(&self, client_port: u16) {
+        self.let_last_in::<V4>(client_port);
+        self.let_last_in::<V6>(client_port);
+    }
+
+    fn let_last_in<F: Family>(&self, client_port: u16) {
+        let name = Table::HalfOpen.map::<F>();
+        let Map::LruHashMap(data) = self.map(name) else { panic!("{name} is an LRU hash") };
+        let fd = data.fd().as_fd().try_clone_to_owned().unwrap_or_else(|e| wrong(name, e));
+        let own = MapData::from_fd(fd).unwrap_or_else(|e| wrong(name, e));
+        let mut map: HashMap<_, FlowKey<F>, Flow<F>> =
+            Map::LruHashMap(own).try_into().unwrap_or_else(|e| wrong(name, e));
+        let now = proxy_agent::dataplane::sys::monotonic_secs();
+        let of_client = |(key, flow): &(FlowKey<F>, Flow<F>)| [key.sport, flow.dport].contains(&client_port);
+        for (key, mut flow) in self.flows::<F>(Table::HalfOpen).into_iter().filter(of_client) {
+            flow.last_seen_secs = now.wrapping_sub(3);
+            map.insert(key, flow, 0).unwrap_or_else(|e| wrong(name, e));
         }
     }
 

@@ -40,6 +40,7 @@ pub(super) enum Hook {
 #[must_use = "a run that nobody looks at shows nothing"]
 pub struct Ran<'a> {
     node: &'a Node,
+    hook: Hook,
     what: String,
     sent: Vec<u8>,
     meta: Meta,
@@ -67,7 +68,7 @@ impl<'a> Ran<'a> {
             .filter(|(_, delta)| *delta != 0)
             .collect();
         let told_before = if hook == Hook::Ingress { tc_index::NOT_OURS } else { meta.tc_index };
-        Self { node, what, sent, meta, left, counted, told_before }
+        Self { node, hook, what, sent, meta, left, counted, told_before }
     }
 
     /// The frame as it left the hook.
@@ -114,14 +115,16 @@ impl<'a> Ran<'a> {
     #[track_caller]
     pub fn becomes(self, outcome: Outcome, expected: &Packet) {
         assert_eq!(outcome.kind(), Kind::Translate, "{outcome:?} translates nothing");
-        self.compare(NEXT, &[outcome], Self::told(outcome), &expected.bytes());
+        let told = self.told(outcome);
+        self.compare(NEXT, &[outcome], told, &expected.bytes());
     }
 
     /// It is sent past the stack as `expected`.
     #[track_caller]
     pub fn is_redirected(self, outcome: Outcome, expected: &Packet) {
         assert_eq!(outcome.kind(), Kind::Translate, "{outcome:?} translates nothing");
-        self.compare(REDIRECT, &[outcome], Self::told(outcome), &expected.bytes());
+        let told = self.told(outcome);
+        self.compare(REDIRECT, &[outcome], told, &expected.bytes());
     }
 
     /// It is refused: `answer` goes back where the packet came from.
@@ -165,9 +168,10 @@ impl<'a> Ran<'a> {
         panic!("{}", self.report(why, None))
     }
 
-    const fn told(outcome: Outcome) -> u16 {
+    fn told(&self, outcome: Outcome) -> u16 {
         match outcome {
-            Outcome::Reply | Outcome::ReplyFirst | Outcome::ReplyUnconfirmed => tc_index::REPLY,
+            Outcome::FlowsFull if self.hook == Hook::Egress => tc_index::REPLY,
+            Outcome::Reply | Outcome::ReplyHalfOpen | Outcome::ReplyReset => tc_index::REPLY,
             _ => tc_index::REQUEST,
         }
     }

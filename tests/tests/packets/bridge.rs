@@ -5,7 +5,7 @@ use fairlead_tests::packet::{Node, Packet, Wire};
 use proxy_common::Outcome;
 use proxy_common::abi;
 
-use crate::cases::{CLIENT_PORT, PORT, TARGET, Talk, at, out_of, web};
+use crate::cases::{CLIENT_PORT, PORT, TARGET, Talk, at, by_now, out_of, web};
 
 wires! {
     a_pod_on_the_bridge_reaches_its_neighbour_by_mac,
@@ -38,9 +38,9 @@ fn a_pod_on_the_bridge_reaches_its_neighbour_by_mac(wire: Wire) {
     // The bridge hands the reply over, pod to pod.
     let answer = wire.answer(endpoint, client(wire)).on_wire(PORT2.peer, PORT1.peer);
     node.arrives(PORT2, &answer).is_left_alone();
-    node.leaves(PORT1, &answer).becomes(Outcome::ReplyFirst, &answer.clone().from(vip));
+    node.leaves(PORT1, &answer).becomes(Outcome::ReplyHalfOpen, &answer.clone().from(vip));
     let further = by_router(wire.talk(client(wire), vip));
-    node.arrives(PORT1, &further).becomes(Outcome::Request, &direct(&further));
+    node.arrives(PORT1, &further).becomes(Outcome::RequestHalfOpen, &direct(&further));
 }
 
 fn a_neighbour_that_is_not_known_yet_is_reached_by_the_router(wire: Wire) {
@@ -50,12 +50,12 @@ fn a_neighbour_that_is_not_known_yet_is_reached_by_the_router(wire: Wire) {
     let opening = by_router(wire.opening(client(wire), vip));
     node.arrives(PORT1, &opening).becomes(Outcome::RequestNew, &opening.clone().to(endpoint));
     let answer = wire.answer(endpoint, client(wire)).on_wire(FOUND, PORT1.peer);
-    node.leaves(PORT1, &answer).becomes(Outcome::ReplyFirst, &answer.clone().from(vip));
+    node.leaves(PORT1, &answer).becomes(Outcome::ReplyHalfOpen, &answer.clone().from(vip));
     let further = by_router(wire.talk(client(wire), vip));
-    node.arrives(PORT1, &further).becomes(Outcome::Request, &further.clone().to(endpoint));
+    node.arrives(PORT1, &further).becomes(Outcome::RequestHalfOpen, &further.clone().to(endpoint));
     node.ip(&format!("neigh add {} lladdr 02:00:00:00:00:99 dev {} nud permanent", endpoint.ip(), BRIDGE.name));
     let direct = further.clone().to(endpoint).on_wire(PORT1.peer, FOUND);
-    node.arrives(PORT1, &further).becomes(Outcome::Request, &direct);
+    node.arrives(PORT1, &further).becomes(by_now(wire, Outcome::Request), &direct);
 }
 
 fn a_pod_on_the_bridge_reaches_an_endpoint_elsewhere_by_the_router(wire: Wire) {
@@ -64,9 +64,9 @@ fn a_pod_on_the_bridge_reaches_an_endpoint_elsewhere_by_the_router(wire: Wire) {
     let opening = by_router(wire.opening(client(wire), vip));
     node.arrives(PORT1, &opening).becomes(Outcome::RequestNew, &opening.clone().to(endpoint));
     let answer = wire.answer(endpoint, client(wire)).on_wire(BRIDGE.mac, PORT1.peer);
-    node.leaves(PORT1, &answer).becomes(Outcome::ReplyFirst, &answer.clone().from(vip));
+    node.leaves(PORT1, &answer).becomes(Outcome::ReplyHalfOpen, &answer.clone().from(vip));
     let further = by_router(wire.talk(client(wire), vip));
-    node.arrives(PORT1, &further).becomes(Outcome::Request, &further.clone().to(endpoint));
+    node.arrives(PORT1, &further).becomes(Outcome::RequestHalfOpen, &further.clone().to(endpoint));
 }
 
 pub(crate) fn a_frame_in_transit_is_left_alone(wire: Wire) {
@@ -86,7 +86,7 @@ fn a_frame_in_transit_does_not_follow_a_flow(wire: Wire) {
     let opening = by_router(wire.opening(client(wire), vip));
     node.arrives(PORT1, &opening).becomes(Outcome::RequestNew, &opening.clone().to(endpoint));
     let answer = wire.answer(endpoint, client(wire)).on_wire(BRIDGE.mac, PORT1.peer);
-    node.leaves(PORT1, &answer).becomes(Outcome::ReplyFirst, &answer.clone().from(vip));
+    node.leaves(PORT1, &answer).becomes(Outcome::ReplyHalfOpen, &answer.clone().from(vip));
     let transit = wire.talk(client(wire), vip).on_wire(PORT1.peer, STRANGER_MAC);
     node.arrives(PORT1, &transit).passes(Outcome::LayerTwoTransit);
 }
@@ -112,7 +112,7 @@ fn a_direct_frame_between_neighbours_gets_another_port_where_it_must(wire: Wire)
     let mut elsewhere = client(wire);
     elsewhere.set_port(port);
     let answer = wire.answer(endpoint, elsewhere).on_wire(PORT2.peer, PORT1.peer);
-    node.leaves(PORT1, &answer).becomes(Outcome::ReplyFirst, &answer.clone().to(client(wire)));
+    node.leaves(PORT1, &answer).becomes(Outcome::ReplyHalfOpen, &answer.clone().to(client(wire)));
     let further = wire.talk(client(wire), endpoint).on_wire(PORT1.peer, PORT2.peer);
     node.arrives(PORT1, &further).becomes(Outcome::DirectRewritten, &further.clone().from_port(port));
 }
@@ -128,11 +128,11 @@ fn rule_74_a_pod_reaches_itself_through_its_service(wire: Wire) {
     node.arrives(POD1, &opening).is_redirected(Outcome::RequestHalfOpen, &turned(&opening));
     let back = |packet: &Packet| packet.clone().from(talk.vip).to(talk.client).turned_round();
     let answer = at(POD1, wire.answer(talk.endpoint, as_node));
-    node.arrives(POD1, &answer).is_redirected(Outcome::ReplyFirst, &back(&answer));
+    node.arrives(POD1, &answer).is_redirected(Outcome::ReplyHalfOpen, &back(&answer));
     let further = talk.talk();
-    node.arrives(POD1, &further).is_redirected(Outcome::Request, &turned(&further));
+    node.arrives(POD1, &further).is_redirected(Outcome::RequestHalfOpen, &turned(&further));
     let reply = at(POD1, wire.talk(talk.endpoint, as_node));
-    node.arrives(POD1, &reply).is_redirected(Outcome::Reply, &back(&reply));
+    node.arrives(POD1, &reply).is_redirected(by_now(wire, Outcome::Reply), &back(&reply));
     // At egress nothing is left to do.
     node.leaves(POD1, &out_of(POD1, wire.talk(talk.endpoint, as_node))).is_left_alone();
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use fairlead_tests::packet::world::{self, Device, POD1};
 use fairlead_tests::packet::{Node, Packet, RST, Service, Wire};
+use proxy_agent::model::Protocol;
 use proxy_common::Outcome;
 
 /// The Service's port.
@@ -92,11 +93,24 @@ impl Talk {
         node.leaves(POD1, packet).becomes(outcome, &packet.clone().from(self.vip));
     }
 
-    /// The client begins, and the endpoint answers.
+    /// The client begins, the endpoint answers, and the flow is confirmed.
     #[track_caller]
     pub(crate) fn is_opened(&self, node: &Node) {
         self.goes(node, Outcome::RequestNew, &self.opening());
-        self.comes(node, Outcome::ReplyFirst, &self.answer());
+        self.is_confirmed(node);
+    }
+
+    /// The endpoint answers a flow that has begun, until it is confirmed.
+    #[track_caller]
+    pub(crate) fn is_confirmed(&self, node: &Node) {
+        self.comes(node, Outcome::ReplyHalfOpen, &self.answer());
+        if self.wire.protocol == Protocol::Udp {
+            node.maps.let_last(self.client.port());
+        }
+        self.goes(node, Outcome::RequestHalfOpen, &self.talk());
+        if self.wire.protocol == Protocol::Udp {
+            self.comes(node, Outcome::ReplyHalfOpen, &self.reply());
+        }
     }
 
     /// Both say something more.
@@ -104,6 +118,15 @@ impl Talk {
     pub(crate) fn goes_on(&self, node: &Node) {
         self.goes(node, Outcome::Request, &self.talk());
         self.comes(node, Outcome::Reply, &self.reply());
+    }
+}
+
+/// What a later packet is when TCP's flow is confirmed by now, and UDP's is not: it has not lasted.
+pub(crate) const fn by_now(wire: Wire, outcome: Outcome) -> Outcome {
+    match (wire.protocol, outcome) {
+        (Protocol::Udp, Outcome::Request) => Outcome::RequestHalfOpen,
+        (Protocol::Udp, Outcome::Reply) => Outcome::ReplyHalfOpen,
+        _ => outcome,
     }
 }
 

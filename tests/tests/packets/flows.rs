@@ -22,6 +22,11 @@ wires! {
 
 families! {
     a_reset_from_the_endpoint_does_not_confirm_a_flow,
+    a_syn_ack_alone_does_not_confirm_a_connection,
+    a_handshake_whose_reply_entry_was_evicted_is_reset,
+    datagrams_that_do_not_last_stay_half_open,
+    datagrams_in_three_seconds_of_the_clock_last,
+    a_half_open_flow_in_use_does_not_grow_stale,
     a_syn_on_a_live_connection_follows_it,
     a_syn_after_one_fin_follows_the_connection,
     a_syn_after_the_fins_of_both_sides_begins_anew,
@@ -35,7 +40,7 @@ pub(crate) fn the_first_packet_goes_to_an_endpoint_and_the_reply_comes_from_the_
     let (node, talk) = to_remote(wire);
     talk.goes(&node, Outcome::RequestNew, &talk.opening());
     assert_eq!((node.maps.count(Table::HalfOpen), node.maps.count(Table::Confirmed)), (1, 0));
-    talk.comes(&node, Outcome::ReplyFirst, &talk.answer());
+    talk.is_confirmed(&node);
     assert_eq!((node.maps.count(Table::HalfOpen), node.maps.count(Table::Confirmed)), (0, 2));
     talk.goes(&node, Outcome::Request, &talk.talk());
     talk.comes(&node, Outcome::Reply, &talk.reply());
@@ -60,7 +65,7 @@ pub(crate) fn a_second_packet_before_the_reply_goes_to_the_same_endpoint(wire: W
     for port in CLIENT_PORT..CLIENT_PORT + 8 {
         let talk = begin(&node, wire, port);
         talk.goes(&node, Outcome::RequestHalfOpen, &talk.opening());
-        talk.comes(&node, Outcome::ReplyFirst, &talk.answer());
+        talk.is_confirmed(&node);
         talk.goes_on(&node);
     }
 }
@@ -73,7 +78,7 @@ fn the_reply_of_an_endpoint_here_is_translated_where_it_leaves_not_where_it_arri
     node.maps.configure(|config| config.direct_rewrites = 1);
     talk.goes(&node, Outcome::RequestNew, &talk.opening());
     node.arrives(POD2, &at(POD2, wire.answer(talk.endpoint, talk.client))).is_left_alone();
-    talk.comes(&node, Outcome::ReplyFirst, &talk.answer());
+    talk.is_confirmed(&node);
     node.arrives(POD2, &at(POD2, wire.talk(talk.endpoint, talk.client))).is_left_alone();
     talk.goes_on(&node);
 }
@@ -89,7 +94,7 @@ fn a_half_open_flow_keeps_its_endpoint_when_the_run_changes(wire: Wire) {
     for talk in &talks {
         talk.goes(&node, Outcome::RequestHalfOpen, &talk.opening());
         talk.goes(&node, Outcome::RequestHalfOpen, &talk.opening());
-        talk.comes(&node, Outcome::ReplyFirst, &talk.answer());
+        talk.is_confirmed(&node);
         talk.goes_on(&node);
     }
 }
@@ -102,7 +107,7 @@ fn a_flow_that_began_after_a_change_keeps_its_endpoint_when_the_change_settles(w
     node.come_to_rest();
     for talk in &talks {
         talk.goes(&node, Outcome::RequestHalfOpen, &talk.opening());
-        talk.comes(&node, Outcome::ReplyFirst, &talk.answer());
+        talk.is_confirmed(&node);
         talk.goes_on(&node);
     }
     assert_eq!(node.maps.count(Table::HalfOpen), 0, "both halves are promoted:\n{}", node.maps.describe());
@@ -115,7 +120,7 @@ fn a_half_open_flow_gives_up_its_tuple_after_a_while(wire: Wire) {
     node.leaves(POD1, &talk.answer()).is_left_alone();
     // The client asks again, and is served again.
     talk.goes(&node, Outcome::RequestHalfOpen, &talk.opening());
-    talk.comes(&node, Outcome::ReplyFirst, &talk.answer());
+    talk.comes(&node, Outcome::ReplyHalfOpen, &talk.answer());
 }
 
 fn a_flow_knows_when_it_was_last_used(wire: Wire) {
@@ -163,7 +168,7 @@ fn an_evicted_half_open_flow_is_made_anew_with_the_same_endpoint(wire: Wire) {
     let talk = begin(&node, wire, CLIENT_PORT);
     node.maps.clear(Table::HalfOpen);
     talk.goes(&node, Outcome::RequestNew, &talk.opening());
-    talk.comes(&node, Outcome::ReplyFirst, &talk.answer());
+    talk.comes(&node, Outcome::ReplyHalfOpen, &talk.answer());
 }
 
 const fn tcp(family: IpFamily) -> Wire {
@@ -177,8 +182,84 @@ const fn udp(family: IpFamily) -> Wire {
 pub(crate) fn a_reset_from_the_endpoint_does_not_confirm_a_flow(family: IpFamily) {
     let (node, talk) = to_remote(tcp(family));
     talk.goes(&node, Outcome::RequestNew, &talk.opening());
-    talk.comes(&node, Outcome::ReplyUnconfirmed, &talk.segment_back(RST | ACK));
+    talk.comes(&node, Outcome::ReplyReset, &talk.segment_back(RST | ACK));
     assert_eq!((node.maps.count(Table::HalfOpen), node.maps.count(Table::Confirmed)), (1, 0));
+}
+
+/// Whoever sends SYNs from forged addresses gets SYN-ACKs for them, and no entry that stays.
+fn a_syn_ack_alone_does_not_confirm_a_connection(family: IpFamily) {
+    let (node, talk) = to_remote(tcp(family));
+    talk.goes(&node, Outcome::RequestNew, &talk.opening());
+    talk.comes(&node, Outcome::ReplyHalfOpen, &talk.answer());
+    talk.comes(&node, Outcome::ReplyHalfOpen, &talk.answer());
+    // Repeated, because the answer was lost on its way.
+    talk.goes(&node, Outcome::RequestHalfOpen, &talk.opening());
+    assert_eq!((node.maps.count(Table::HalfOpen), node.maps.count(Table::Confirmed)), (2, 0));
+    talk.goes(&node, Outcome::RequestHalfOpen, &talk.segment(RST));
+    assert_eq!((node.maps.count(Table::HalfOpen), node.maps.count(Table::Confirmed)), (2, 0));
+    talk.goes(&node, Outcome::RequestHalfOpen, &talk.segment(ACK));
+    assert_eq!((node.maps.count(Table::HalfOpen), node.maps.count(Table::Confirmed)), (0, 2));
+    talk.goes_on(&node);
+}
+
+/// The client must not wait for what would never come back.
+fn a_handshake_whose_reply_entry_was_evicted_is_reset(family: IpFamily) {
+    let (mut node, talk) = to_remote(tcp(family));
+    talk.goes(&node, Outcome::RequestNew, &talk.opening());
+    talk.comes(&node, Outcome::ReplyHalfOpen, &talk.answer());
+    match family {
+        IpFamily::V4 => evict_reply::<V4>(&mut node),
+        IpFamily::V6 => evict_reply::<proxy_common::V6>(&mut node),
+    }
+    assert_eq!(node.arrives(POD1, &talk.segment(ACK)).counted(), [Outcome::RejectNoFlow]);
+    talk.is_opened(&node);
+}
+
+fn evict_reply<F: proxy_common::Family>(node: &mut Node) {
+    let reply = |(_, flow): &(_, Flow<F>)| flow.flags & Flow::<F>::REPLY != 0;
+    let (key, _) = node.maps.flows::<F>(Table::HalfOpen).into_iter().find(reply).unwrap();
+    node.maps.remove_flow(Table::HalfOpen, &key);
+}
+
+/// A query and its answer cost one entry, of a table that forgets its oldest.
+fn datagrams_that_do_not_last_stay_half_open(family: IpFamily) {
+    let (node, talk) = to_remote(udp(family));
+    talk.goes(&node, Outcome::RequestNew, &talk.opening());
+    for _ in 0..3 {
+        talk.comes(&node, Outcome::ReplyHalfOpen, &talk.answer());
+        talk.goes(&node, Outcome::RequestHalfOpen, &talk.talk());
+    }
+    // A second has passed, but not two.
+    assert_eq!((node.maps.count(Table::HalfOpen), node.maps.count(Table::Confirmed)), (1, 0));
+}
+
+fn datagrams_in_three_seconds_of_the_clock_last(family: IpFamily) {
+    let (mut node, talk) = to_remote(udp(family));
+    talk.goes(&node, Outcome::RequestNew, &talk.opening());
+    talk.comes(&node, Outcome::ReplyHalfOpen, &talk.answer());
+    for confirmed in [0, 2] {
+        node.maps.age(1);
+        talk.comes(&node, Outcome::ReplyHalfOpen, &talk.reply());
+        assert_eq!(node.maps.count(Table::Confirmed), confirmed, "{}", node.maps.describe());
+    }
+    talk.goes_on(&node);
+}
+
+/// Both halves: one that only the other direction refreshed would be given up under traffic.
+fn a_half_open_flow_in_use_does_not_grow_stale(family: IpFamily) {
+    let wire = udp(family);
+    let talk = Talk::to(wire, wire.at(world::pod2, TARGET));
+    let mut node = Node::serving(&[&web(wire).here(world::remote(family))]);
+    // The run moves, so that both halves are stored.
+    node.apply(&web(wire).here(talk.endpoint.ip()));
+    talk.goes(&node, Outcome::RequestNew, &talk.opening());
+    assert_eq!(node.maps.count(Table::HalfOpen), 2, "{}", node.maps.describe());
+    for _ in 0..3 {
+        node.maps.age(20);
+        talk.goes(&node, Outcome::RequestHalfOpen, &talk.talk());
+    }
+    talk.comes(&node, Outcome::ReplyHalfOpen, &talk.reply());
+    assert_eq!(node.maps.count(Table::Confirmed), 2, "{}", node.maps.describe());
 }
 
 fn a_syn_on_a_live_connection_follows_it(family: IpFamily) {
@@ -242,7 +323,7 @@ fn rule_105_datagrams_move_when_their_endpoint_is_gone(family: IpFamily) {
     let next = Talk::to(wire, wire.at(world::remote2, TARGET));
     node.apply(&web(wire).elsewhere(next.endpoint.ip()));
     next.goes(&node, Outcome::RequestNew, &next.talk());
-    next.comes(&node, Outcome::ReplyFirst, &next.reply());
+    next.is_confirmed(&node);
     next.goes_on(&node);
 }
 
@@ -257,9 +338,11 @@ fn rule_105_half_open_datagrams_move_when_their_endpoint_is_gone(family: IpFamil
     let last = Talk::to(wire, wire.at(world::pod2, TARGET));
     node.apply(&web(wire).here(last.endpoint.ip()));
     last.goes(&node, Outcome::RequestNew, &last.opening());
-    last.comes(&node, Outcome::ReplyFirst, &last.answer());
-    last.goes_on(&node);
+    last.comes(&node, Outcome::ReplyHalfOpen, &last.answer());
     // The first one answers after all: the client must not hear two endpoints in one conversation.
+    node.leaves(POD1, &talk.answer()).is_dropped(Outcome::DropTupleClash);
+    last.is_confirmed(&node);
+    last.goes_on(&node);
     node.leaves(POD1, &talk.answer()).is_dropped(Outcome::DropTupleClash);
     last.goes_on(&node);
 }

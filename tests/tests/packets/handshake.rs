@@ -25,7 +25,7 @@ fn what_ingress_translated_egress_leaves_alone(wire: Wire) {
     for told in [tc_index::REQUEST, tc_index::REPLY] {
         node.leaves_marked(POD1, told, &talk.answer()).is_left_alone();
     }
-    talk.comes(&node, Outcome::ReplyFirst, &talk.answer());
+    talk.comes(&node, Outcome::ReplyHalfOpen, &talk.answer());
 }
 
 fn ingress_overwrites_what_somebody_else_left(wire: Wire) {

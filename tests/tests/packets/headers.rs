@@ -38,8 +38,8 @@ fn ipv4_options_stay_and_are_quoted() {
         for wire in [Wire::TCP_V4, Wire::UDP_V4] {
             let (node, talk) = to_remote(wire);
             talk.goes(&node, Outcome::RequestNew, &talk.opening().with_ip_options(options));
-            talk.comes(&node, Outcome::ReplyFirst, &talk.answer().with_ip_options(options));
-            talk.goes(&node, Outcome::Request, &talk.talk().with_ip_options(options));
+            talk.comes(&node, Outcome::ReplyHalfOpen, &talk.answer().with_ip_options(options));
+            talk.goes(&node, Outcome::RequestHalfOpen, &talk.talk().with_ip_options(options));
         }
         let talk = Talk::to(Wire::UDP_V4, Wire::UDP_V4.at(world::remote, TARGET));
         let node = Node::serving(&[&web(Wire::UDP_V4)]);
@@ -60,8 +60,8 @@ fn ipv6_extension_headers_stay_and_are_quoted() {
     for wire in [Wire::TCP_V6, Wire::UDP_V6] {
         let (node, talk) = to_remote(wire);
         talk.goes(&node, Outcome::RequestNew, &extend(talk.opening()));
-        talk.comes(&node, Outcome::ReplyFirst, &extend(talk.answer()));
-        talk.goes(&node, Outcome::Request, &extend(talk.talk()));
+        talk.comes(&node, Outcome::ReplyHalfOpen, &extend(talk.answer()));
+        talk.goes(&node, Outcome::RequestHalfOpen, &extend(talk.talk()));
     }
     let talk = Talk::to(Wire::UDP_V6, Wire::UDP_V6.at(world::remote, TARGET));
     let node = Node::serving(&[&web(Wire::UDP_V6)]);
@@ -75,8 +75,8 @@ fn no_udp_checksum_stays_no_checksum() {
     let (node, talk) = to_remote(Wire::UDP_V4);
     let none = Checksum::Fixed(0);
     talk.goes(&node, Outcome::RequestNew, &talk.opening().with_udp_checksum(none));
-    talk.comes(&node, Outcome::ReplyFirst, &talk.answer().with_udp_checksum(none));
-    talk.goes(&node, Outcome::Request, &talk.talk().with_udp_checksum(none));
+    talk.comes(&node, Outcome::ReplyHalfOpen, &talk.answer().with_udp_checksum(none));
+    talk.goes(&node, Outcome::RequestHalfOpen, &talk.talk().with_udp_checksum(none));
 }
 
 fn a_checksum_that_becomes_zero_is_sent_as_all_ones(family: IpFamily) {
@@ -94,7 +94,7 @@ fn a_first_fragment_is_translated(wire: Wire) {
     let (node, talk) = to_remote(wire);
     // Its checksum is the whole packet's, which nobody can check here: it must change by the same difference.
     talk.goes(&node, Outcome::RequestNew, &talk.opening().as_fragment(0, true));
-    talk.comes(&node, Outcome::ReplyFirst, &talk.answer().as_fragment(0, true));
+    talk.comes(&node, Outcome::ReplyHalfOpen, &talk.answer().as_fragment(0, true));
 }
 
 pub(crate) fn a_later_fragment_to_a_cluster_ip_is_dropped(wire: Wire) {
@@ -143,8 +143,8 @@ fn everything_else_in_the_header_stays(wire: Wire) {
     let (node, talk) = to_remote(wire);
     let dress = |packet: Packet| packet.with_tos(0xb8 | 0x02).with_ttl(3).with_id(0xffff);
     talk.goes(&node, Outcome::RequestNew, &dress(talk.opening()));
-    talk.comes(&node, Outcome::ReplyFirst, &dress(talk.answer()));
-    talk.goes(&node, Outcome::Request, &dress(talk.talk()));
+    talk.comes(&node, Outcome::ReplyHalfOpen, &dress(talk.answer()));
+    talk.goes(&node, Outcome::RequestHalfOpen, &dress(talk.talk()));
 }
 
 fn a_packet_that_stands_for_several_segments_stays_whole(wire: Wire) {

@@ -4,7 +4,7 @@ use fairlead_tests::packet::world::{self, BRIDGE, POD2, PORT1, UPLINK};
 use fairlead_tests::packet::{Node, Table, Wire};
 use proxy_common::Outcome;
 
-use crate::cases::{PORT, TARGET, Talk, at, other, out_of, web};
+use crate::cases::{PORT, TARGET, Talk, at, by_now, other, out_of, web};
 
 wires! {
     a_process_of_the_node_reaches_an_endpoint_elsewhere,
@@ -32,11 +32,11 @@ fn a_process_of_the_node_reaches_an_endpoint_elsewhere(wire: Wire) {
     node.sends(UPLINK, &opening).is_redirected(Outcome::RequestHalfOpen, &opening.clone().to(endpoint));
     // The reply arrives once more, from the Service, at the device that the request would have left by.
     let answer = at(UPLINK, wire.answer(endpoint, process));
-    node.arrives(UPLINK, &answer).is_redirected(Outcome::ReplyFirst, &answer.clone().from(vip));
+    node.arrives(UPLINK, &answer).is_redirected(Outcome::ReplyHalfOpen, &answer.clone().from(vip));
     let further = wire.talk(process, vip).on_wire(UPLINK.mac, UPLINK.peer);
-    node.sends(UPLINK, &further).is_redirected(Outcome::Request, &further.clone().to(endpoint));
+    node.sends(UPLINK, &further).is_redirected(Outcome::RequestHalfOpen, &further.clone().to(endpoint));
     let reply = at(UPLINK, wire.talk(endpoint, process));
-    node.arrives(UPLINK, &reply).is_redirected(Outcome::Reply, &reply.clone().from(vip));
+    node.arrives(UPLINK, &reply).is_redirected(by_now(wire, Outcome::Reply), &reply.clone().from(vip));
 }
 
 fn a_process_of_the_node_reaches_a_pod_of_the_node(wire: Wire) {
@@ -48,7 +48,7 @@ fn a_process_of_the_node_reaches_a_pod_of_the_node(wire: Wire) {
     // It comes in by the pod's device, and must carry the uplink's MAC to be taken in there.
     let answer = at(POD2, wire.answer(endpoint, process));
     let expected = answer.clone().from(vip).on_wire(POD2.peer, UPLINK.mac);
-    node.arrives(POD2, &answer).is_redirected(Outcome::ReplyFirst, &expected);
+    node.arrives(POD2, &answer).is_redirected(Outcome::ReplyHalfOpen, &expected);
 }
 
 fn a_process_of_the_node_takes_the_address_of_the_way_to_the_endpoint(wire: Wire) {
@@ -60,9 +60,9 @@ fn a_process_of_the_node_takes_the_address_of_the_way_to_the_endpoint(wire: Wire
     node.sends(UPLINK, &opening).is_redirected(Outcome::RequestNew, &expected);
     let answer = wire.answer(endpoint, on_bridge).on_wire(PORT1.peer, BRIDGE.mac);
     let expected = answer.clone().from(vip).to(process).on_wire(PORT1.peer, UPLINK.mac);
-    node.arrives(PORT1, &answer).is_redirected(Outcome::ReplyFirst, &expected);
+    node.arrives(PORT1, &answer).is_redirected(Outcome::ReplyHalfOpen, &expected);
     let further = wire.talk(process, vip).on_wire(UPLINK.mac, UPLINK.peer);
-    node.sends(UPLINK, &further).is_redirected(Outcome::Request, &further.clone().from(on_bridge).to(endpoint));
+    node.sends(UPLINK, &further).is_redirected(Outcome::RequestHalfOpen, &further.clone().from(on_bridge).to(endpoint));
 }
 
 fn rule_74_a_process_of_the_node_reaches_an_endpoint_that_is_the_node(wire: Wire) {
@@ -76,10 +76,10 @@ fn rule_74_a_process_of_the_node_reaches_an_endpoint_that_is_the_node(wire: Wire
     node.sends(UPLINK, &opening).is_redirected(Outcome::RequestNew, &expected);
     let answer = wire.answer(endpoint, as_service).on_wire(UPLINK.mac, UPLINK.peer);
     let expected = answer.clone().from(vip).to(process).on_wire(UPLINK.mac, UPLINK.mac);
-    node.sends(UPLINK, &answer).is_redirected(Outcome::ReplyFirst, &expected);
+    node.sends(UPLINK, &answer).is_redirected(Outcome::ReplyHalfOpen, &expected);
     let further = wire.talk(process, vip).on_wire(UPLINK.mac, UPLINK.peer);
     let expected = further.clone().from(as_service).to(endpoint).on_wire(UPLINK.mac, UPLINK.mac);
-    node.sends(UPLINK, &further).is_redirected(Outcome::Request, &expected);
+    node.sends(UPLINK, &further).is_redirected(Outcome::RequestHalfOpen, &expected);
 }
 
 pub(crate) fn an_endpoint_that_no_route_leads_to_is_dropped(wire: Wire) {

@@ -7,7 +7,7 @@ use fairlead_tests::packet::world::{self, POD1, UPLINK};
 use fairlead_tests::packet::{Node, Service, Wire};
 use proxy_common::Outcome;
 
-use crate::cases::{CLIENT_PORT, PORT, TARGET, Talk, at, out_of, web};
+use crate::cases::{CLIENT_PORT, PORT, TARGET, Talk, at, by_now, out_of, web};
 
 wires! {
     a_cluster_ip_offers_every_endpoint,
@@ -86,11 +86,11 @@ fn a_local_node_port_keeps_the_client(wire: Wire) {
     let opening = at(UPLINK, wire.opening(client, here));
     node.arrives(UPLINK, &opening).becomes(Outcome::RequestNew, &opening.clone().to(endpoint));
     let answer = out_of(UPLINK, wire.answer(endpoint, client));
-    node.leaves(UPLINK, &answer).becomes(Outcome::ReplyFirst, &answer.clone().from(here));
+    node.leaves(UPLINK, &answer).becomes(Outcome::ReplyHalfOpen, &answer.clone().from(here));
     let further = at(UPLINK, wire.talk(client, here));
-    node.arrives(UPLINK, &further).becomes(Outcome::Request, &further.clone().to(endpoint));
+    node.arrives(UPLINK, &further).becomes(Outcome::RequestHalfOpen, &further.clone().to(endpoint));
     let reply = out_of(UPLINK, wire.talk(endpoint, client));
-    node.leaves(UPLINK, &reply).becomes(Outcome::Reply, &reply.clone().from(here));
+    node.leaves(UPLINK, &reply).becomes(by_now(wire, Outcome::Reply), &reply.clone().from(here));
 }
 
 fn rule_54_a_local_node_port_without_an_endpoint_here_drops(wire: Wire) {

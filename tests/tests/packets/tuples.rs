@@ -6,7 +6,7 @@ use proxy_agent::model::{IpFamily, Protocol};
 use proxy_common::abi::{Direction, Flow, FlowKey};
 use proxy_common::{Family, Outcome, V4, V6};
 
-use crate::cases::{PORT, TARGET, Talk, at, other, out_of, web};
+use crate::cases::{PORT, TARGET, Talk, at, by_now, other, out_of, web};
 
 wires! {
     one_client_port_to_two_services_with_the_same_endpoint_gets_two_ports,
@@ -17,6 +17,7 @@ wires! {
 }
 
 families! {
+    a_connection_that_the_endpoint_has_with_the_client_already_is_left_alone,
     the_tuple_of_a_closed_connection_is_free,
     a_segment_in_mid_stream_to_an_endpoint_itself_is_left_alone,
 }
@@ -44,11 +45,11 @@ fn one_client_port_to_two_services_with_the_same_endpoint_gets_two_ports(wire: W
         packet.to(to)
     };
     let answer = back(second.answer());
-    node.leaves(POD1, &answer).becomes(Outcome::ReplyFirst, &answer.clone().from(second.vip).to(second.client));
+    node.leaves(POD1, &answer).becomes(Outcome::ReplyHalfOpen, &answer.clone().from(second.vip).to(second.client));
     let further = second.talk();
-    node.arrives(POD1, &further).becomes(Outcome::Request, &further.clone().from_port(port).to(endpoint));
+    node.arrives(POD1, &further).becomes(Outcome::RequestHalfOpen, &further.clone().from_port(port).to(endpoint));
     let reply = back(second.reply());
-    node.leaves(POD1, &reply).becomes(Outcome::Reply, &reply.clone().from(second.vip).to(second.client));
+    node.leaves(POD1, &reply).becomes(by_now(wire, Outcome::Reply), &reply.clone().from(second.vip).to(second.client));
     first.goes_on(&node);
 }
 
@@ -80,11 +81,11 @@ pub(crate) fn a_direct_packet_on_a_services_tuple_gets_another_port(wire: Wire) 
     let mut elsewhere = talk.client;
     elsewhere.set_port(port);
     let answer = out_of(POD1, wire.answer(talk.endpoint, elsewhere));
-    node.leaves(POD1, &answer).becomes(Outcome::ReplyFirst, &answer.clone().to(talk.client));
+    node.leaves(POD1, &answer).becomes(Outcome::ReplyHalfOpen, &answer.clone().to(talk.client));
     let further = at(POD1, wire.talk(talk.client, talk.endpoint));
     node.arrives(POD1, &further).becomes(Outcome::DirectRewritten, &further.clone().from_port(port));
     let reply = out_of(POD1, wire.talk(talk.endpoint, elsewhere));
-    node.leaves(POD1, &reply).becomes(Outcome::Reply, &reply.clone().to(talk.client));
+    node.leaves(POD1, &reply).becomes(by_now(wire, Outcome::Reply), &reply.clone().to(talk.client));
     talk.goes_on(&node);
 }
 
@@ -106,6 +107,36 @@ fn a_segment_in_mid_stream_to_an_endpoint_itself_is_left_alone(family: IpFamily)
     for flags in [ACK | PSH, RST, FIN | ACK] {
         node.arrives(POD1, &talk.segment(flags).to(talk.endpoint)).is_left_alone();
     }
+}
+
+/// The direct connection is older than the Service's, so nobody has seen it begin.
+fn a_connection_that_the_endpoint_has_with_the_client_already_is_left_alone(family: IpFamily) {
+    let wire = Wire { family, protocol: Protocol::Tcp };
+    let talk = Talk::to(wire, wire.at(world::remote, TARGET));
+    let node = Node::serving(&[&web(wire).elsewhere(talk.endpoint.ip())]);
+    talk.goes(&node, Outcome::RequestNew, &talk.opening());
+    // The endpoint takes the SYN for one of its connection, and acknowledges what it has (RFC 5961 §4).
+    node.leaves(POD1, &talk.segment_back(ACK)).is_left_alone();
+    node.leaves(POD1, &talk.segment_back(ACK | PSH)).is_left_alone();
+    // The client sends its SYN again, which gets a tuple of its own and keeps it.
+    let opening = talk.opening();
+    let ran = node.arrives(POD1, &opening);
+    let port = ran.source().port();
+    assert_ne!(port, talk.client.port(), "the endpoint would challenge it again");
+    ran.becomes(Outcome::RequestNew, &opening.clone().from_port(port).to(talk.endpoint));
+    node.arrives(POD1, &opening).becomes(Outcome::RequestHalfOpen, &opening.clone().from_port(port).to(talk.endpoint));
+    let mut elsewhere = talk.client;
+    elsewhere.set_port(port);
+    let answer = out_of(POD1, wire.answer(talk.endpoint, elsewhere));
+    let back = answer.clone().from(talk.vip).to(talk.client);
+    node.leaves(POD1, &answer).becomes(Outcome::ReplyHalfOpen, &back);
+    let further = talk.talk();
+    for outcome in [Outcome::RequestHalfOpen, Outcome::Request] {
+        node.arrives(POD1, &further).becomes(outcome, &further.clone().from_port(port).to(talk.endpoint));
+    }
+    // All along, the older connection is nobody's but theirs.
+    node.arrives(POD1, &talk.segment(ACK | PSH).to(talk.endpoint)).is_left_alone();
+    node.leaves(POD1, &talk.segment_back(ACK | PSH)).is_left_alone();
 }
 
 fn the_tuple_of_a_closed_connection_is_free(family: IpFamily) {

@@ -128,13 +128,15 @@ impl Side {
             Run::new(allocate_slots(len, family, means)?, len, generation)
         };
         self.burst_before = self.burst;
+        // An earlier change may have got as far as the settled word.
+        let settled = self.settled_word.get(want) == old.word;
         let settles = match &mut self.burst {
             Some(burst) => {
                 burst.last = means.now;
-                self.settled_word.get(want) == old.word
+                settled
             }
             // A port that nobody reaches and a run without endpoints have no half-open flow to care for.
-            None if !means.reachable || old.is_empty() => false,
+            None if !means.reachable || old.is_empty() => settled,
             None => {
                 self.resume_burst(means.now);
                 self.settled.into_iter().for_each(|run| batch.retire_slots(family, run.base(), run.len()));

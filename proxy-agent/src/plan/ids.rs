@@ -185,7 +185,8 @@ impl SlotPool {
             return;
         }
         let (mut base, mut len) = (base, len);
-        if let Some((start, room)) = self.free.range(..base).next_back().map(|(start, room)| (*start, *room)) {
+        let before = self.free.range(..base + len).next_back().map(|(start, room)| (*start, *room));
+        if let Some((start, room)) = before {
             debug_assert!(start + room <= base, "slots {base}+{len} were released twice");
             if start + room == base {
                 self.free.remove(&start);

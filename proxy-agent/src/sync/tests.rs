@@ -436,6 +436,28 @@ fn a_restart_keeps_ids_and_writes_only_what_differs() {
 }
 
 #[test]
+fn slots_that_a_half_done_change_left_settled_are_freed_once() {
+    let mut rig = Rig::synced();
+    let empty = rig.sync.ledger().room();
+    // The Service half stands, and cannot be withdrawn.
+    rig.maps.inject(|op| matches!(op, MapOp::PutClusterIp { .. } | MapOp::DeleteService { .. }));
+    let first = apply_slice(slice("a", "a", "http", vec![endpoint(1)]));
+    rig.events([first, apply_service(service("a", 1, &[("http", 80)]))]);
+    // The next change gets as far as the settled word; then only its keys go.
+    let policy = |op: &MapOp| matches!(op, MapOp::StorePort { word: crate::dataplane::PortWord::Policy, .. });
+    rig.maps.inject(move |op| policy(op) || matches!(op, MapOp::DeleteClusterIp { .. }));
+    rig.events([apply_slice(slice("a", "a", "http", vec![endpoint(3)]))]);
+    let port = rig.port("ns/a").1;
+    assert_eq!(port.cluster_settled, port.cluster, "what this test is about");
+    rig.maps.heal();
+    rig.rest();
+    assert!(rig.text().contains("10.244.0.3:8080"), "{}", rig.text());
+    rig.events([delete(Kind::Service, "a"), delete(Kind::EndpointSlice, "a")]);
+    rig.rest();
+    assert_eq!(rig.sync.ledger().room(), empty);
+}
+
+#[test]
 fn filter_bits_go_after_two_sweeps_without_a_need() {
     let mut rig = Rig::synced();
     let vip: IpAddr = [10, 96, 0, 1].into();
@@ -629,8 +651,6 @@ fn play(steps: &[Step], faults: &[u8], capacities: Capacities) -> (Rig, World) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-
     /// Whatever happened, in whatever order, with whatever writes failing: the maps end as those of an agent that saw
     /// nothing but the final state.
     #[test]

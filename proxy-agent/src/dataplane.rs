@@ -476,9 +476,9 @@ pub struct Snapshot {
     pub cluster_ips: BTreeSet<IpAddr>,
     /// `PORTS`; at least every entry that has a name.
     pub ports: BTreeMap<u32, abi::Port>,
-    /// `SLOTS_V4`; at least every slot of a run.
+    /// `SLOTS_V4`; every slot with an owner.
     pub slots_v4: BTreeMap<u32, Slot>,
-    /// `SLOTS_V6`; at least every slot of a run.
+    /// `SLOTS_V6`; every slot with an owner.
     pub slots_v6: BTreeMap<u32, Slot>,
     /// `LIVE`: generations that are not zero.
     pub live: BTreeMap<u32, u32>,

@@ -19,6 +19,7 @@ use crate::plan::{Desired, PortPlan};
 
 mod batch;
 mod filter_bits;
+mod parked;
 mod port;
 mod record;
 mod restore;
@@ -147,8 +148,7 @@ impl Ledger {
                 change.commit.push(MapOp::StoreNodePorts { index: *index, bits: bits & kept });
             }
         }
-        // An endpoint that still served after it had left its run is in no slot: whether it is gone by now cannot be
-        // known, and its UDP flows must not wait for an endpoint that is.
+        // Whoever is in no slot is not known to serve, and a UDP flow must not wait for an endpoint that is gone.
         for (id, generation) in self.generations.iter().enumerate().filter(|(_, generation)| **generation != 0) {
             if !self.ids.endpoints.contains(id as u32) {
                 let generation = generation.wrapping_add(1);

@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 
 use aya::Pod;
 use aya::maps::{HashMap, IterableMap, Map, MapData};
-use proxy_common::abi::{Name, NodeAddr, Port, Run, Service, ServiceKey};
+use proxy_common::abi::{Name, NodeAddr, Port, Service, ServiceKey};
 use proxy_common::{Family, V4, V6};
 
 use self::grace::Grace as GracePeriod;
@@ -19,7 +19,7 @@ use self::value::{
     Failure, describe, insert, is_full, live_generation, live_word, remove, slot_of, store_slot, tuple_of,
 };
 use super::pin::PinRoot;
-use super::{Capacities, Dataplane, DataplaneError, Grace, MapName, MapOp, PortWord, Snapshot, Tuple, sys};
+use super::{Capacities, Dataplane, DataplaneError, Grace, MapName, MapOp, PortWord, Slot, Snapshot, Tuple, sys};
 use crate::model::{IpFamily, PortKey};
 
 /// The maps of one family.
@@ -203,33 +203,29 @@ impl BpfDataplane {
         }
     }
 
-    fn dump_port(&mut self, id: u32, key: &PortKey, out: &mut Snapshot) -> Result<(), DataplaneError> {
+    fn dump_port(&mut self, id: u32, out: &mut Snapshot) -> Result<(), DataplaneError> {
         let mut port = Port::UNUSED;
         for word in PortWord::ALL {
             let value = self.ports.load(id, word.index()).map_err(|e| reading(MapName::Ports, e))?;
             word.set(&mut port, value);
         }
         out.ports.insert(id, port);
-        for run in [port.cluster, port.local, port.cluster_settled, port.local_settled] {
-            self.dump_run(key.family, run, out)?;
-        }
         Ok(())
     }
 
-    fn dump_run(&mut self, family: IpFamily, run: Run, out: &mut Snapshot) -> Result<(), DataplaneError> {
+    fn dump_slots(&mut self, family: IpFamily, out: &mut Snapshot) -> Result<(), DataplaneError> {
         let (slots, into, map) = match family {
             IpFamily::V4 => (&mut self.v4.slots, &mut out.slots_v4, MapName::SlotsV4),
             IpFamily::V6 => (&mut self.v6.slots, &mut out.slots_v6, MapName::SlotsV6),
         };
-        // A run that reaches beyond the array is reported by whoever looks for its slots.
-        let end = run.base().saturating_add(run.len()).min(slots.entries());
-        for index in run.base()..end {
-            if !run.is_empty() && !into.contains_key(&index) {
-                let words: Result<Vec<u64>, _> = (0..slots.stride()).map(|word| slots.load(index, word)).collect();
-                into.insert(index, slot_of(family, &words.map_err(|e| reading(map, e))?));
+        let each = |index, words: &[u64]| {
+            let slot = slot_of(family, words);
+            // A slot that was never written holds zeros, and no port has the id 0.
+            if !matches!(slot.owner, 0 | Slot::NO_OWNER) {
+                into.insert(index, slot);
             }
-        }
-        Ok(())
+        };
+        slots.scan(each).map_err(|e| reading(map, e))
     }
 }
 
@@ -244,10 +240,13 @@ impl Dataplane for BpfDataplane {
             }
         })
         .map_err(|e| reading(MapName::Names, e))?;
-        for (id, key) in out.names.clone() {
+        for id in out.names.keys().copied().collect::<Vec<_>>() {
             if id < self.ports.entries() {
-                self.dump_port(id, &key, &mut out)?;
+                self.dump_port(id, &mut out)?;
             }
+        }
+        for family in IpFamily::ALL {
+            self.dump_slots(family, &mut out)?;
         }
         let words = |array: &mut MappedArray, map, into: &mut dyn FnMut(u32, u64)| {
             let each = |index, words: &[u64]| {

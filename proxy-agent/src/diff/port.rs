@@ -8,6 +8,7 @@ use proxy_common::abi::{Policy, Port, Run, RunVerdict, filter};
 
 use super::QUIET;
 use super::batch::Batch;
+use super::parked::Parked;
 use crate::dataplane::{Capacities, DataplaneError, Free, MapName, MapOp, PortWord, Slot, Tuple};
 use crate::model::IpFamily;
 use crate::plan::ids::Ids;
@@ -64,7 +65,7 @@ pub(super) struct Side {
     /// Slots that the settled word keeps.
     pub(super) settled: Option<Run>,
     /// Slots that no word names, and that are not retired yet.
-    garbage: Vec<Run>,
+    pub(super) garbage: Vec<Run>,
     burst: Option<Burst>,
     /// What to go back to if the change under way fails.
     burst_before: Option<Burst>,
@@ -215,13 +216,14 @@ pub(super) struct Held {
     pub(super) endpoints: Vec<HeldEndpoint>,
     pub(super) cluster: Side,
     pub(super) local: Side,
+    parked: Parked,
     /// When the ledger looks at it again.
     pub(super) deadline: Option<Duration>,
 }
 
 impl Held {
     /// A port of which the kernel knows nothing.
-    pub(super) const fn new(id: u32, family: IpFamily) -> Self {
+    pub(super) fn new(id: u32, family: IpFamily) -> Self {
         Self {
             id,
             family,
@@ -232,6 +234,7 @@ impl Held {
             endpoints: Vec::new(),
             cluster: Side::new(PortWord::Cluster, PortWord::ClusterSettled, Policy::CLUSTER_MOVED),
             local: Side::new(PortWord::Local, PortWord::LocalSettled, Policy::LOCAL_MOVED),
+            parked: Parked::default(),
             deadline: None,
         }
     }
@@ -273,6 +276,7 @@ impl Held {
         }
         let runs = self.cluster.runs().chain(self.local.runs());
         runs.for_each(|run| batch.retire_slots(self.family, run.base(), run.len()));
+        self.parked.retire(self.family, batch);
         batch.retire_port(self.id);
     }
 
@@ -316,6 +320,7 @@ impl Held {
         let gone: HashSet<_> = gone.collect();
         self.endpoints.retain(|endpoint| !gone.contains(&endpoint.id));
         self.endpoints.iter_mut().for_each(|endpoint| endpoint.fresh = false);
+        self.parked.finish();
     }
 
     /// Its change failed: what only that change knew of is free at once.
@@ -327,6 +332,7 @@ impl Held {
                 side.burst = side.burst_before;
             }
         }
+        frees.extend(self.parked.abort(self.family));
         let lost = self.endpoints.extract_if(.., |endpoint| endpoint.fresh);
         frees.extend(lost.map(|endpoint| Free::Endpoint { id: endpoint.id }));
         frees
@@ -392,17 +398,17 @@ impl Held {
         }
     }
 
-    /// Endpoints that are in no run and do not serve: their flows must look for another (rule 105).
-    fn part_with_endpoints(&self, plan: &PortPlan, means: &Means<'_>, batch: &mut Batch) {
+    /// Endpoints that are in no run: the flows of those that do not serve must look for another (rule 105).
+    fn part_with_endpoints(&mut self, plan: &PortPlan, means: &mut Means<'_>, batch: &mut Batch) {
         let in_run =
             |run: &RunPlan, at: (IpAddr, u16)| run.endpoints.binary_search_by_key(&at, |c| (c.addr, c.port)).is_ok();
-        for endpoint in &self.endpoints {
+        let left = self.endpoints.iter().filter(|endpoint| {
             let at = (endpoint.addr, endpoint.port);
-            let stays = in_run(&plan.cluster, at) || in_run(&plan.local, at) || plan.serving.binary_search(&at).is_ok();
-            if !stays {
-                bump(endpoint, means.generations, batch);
-            }
-        }
+            !in_run(&plan.cluster, at) && !in_run(&plan.local, at)
+        });
+        let serves = |held: &HeldEndpoint| plan.serving.binary_search(&(held.addr, held.port)).is_ok();
+        left.clone().filter(|held| !serves(held)).for_each(|held| bump(held, means.generations, batch));
+        self.parked.change(left.filter(|held| serves(held)), self.id, self.family, means, batch);
     }
 }
 

@@ -9,7 +9,7 @@ use proxy_common::abi::{Policy, Port, Run};
 use super::port::{Contents, Held, HeldEndpoint, Side, SlotRef};
 use super::{FilterBits, Ledger};
 use crate::dataplane::{Slot, Snapshot};
-use crate::model::PortKey;
+use crate::model::{IpFamily, PortKey};
 use crate::plan::ids::Ids;
 
 impl Ledger {
@@ -46,6 +46,9 @@ impl Ledger {
         }
         for (id, key) in in_use_first(maps) {
             ledger.restore_port(maps, id, key, now);
+        }
+        for family in IpFamily::ALL {
+            ledger.restore_other_slots(maps, family);
         }
         for (tuple, service) in &maps.services {
             if let Some(held) = ledger.keys.get(&service.port_id).and_then(|key| ledger.ports.get_mut(key)) {
@@ -90,6 +93,22 @@ impl Ledger {
         service.ports.insert(key.clone());
         self.keys.insert(id, key.clone());
         self.ports.insert(key.clone(), held);
+    }
+
+    /// Slots in no run: those of parked endpoints, and those that an agent did not come to clear. The next change of
+    /// their port clears them and parks anew.
+    fn restore_other_slots(&mut self, maps: &Snapshot, family: IpFamily) {
+        for (index, slot) in maps.slots(family) {
+            let Some(key) = self.keys.get(&slot.owner).filter(|key| key.family == family) else { continue };
+            if !self.ids.slots(family).reserve(*index, 1) {
+                continue;
+            }
+            if let Some((key, mut held)) = self.ports.remove_entry(key) {
+                held.cluster.garbage.push(Run::new(*index, 1, 0));
+                Restored { ledger: self, maps, held: &mut held, taken: Vec::new() }.endpoint(slot);
+                self.ports.insert(key, held);
+            }
+        }
     }
 }
 

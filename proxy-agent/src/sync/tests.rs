@@ -75,6 +75,14 @@ fn empty_lists() -> Vec<Event> {
     lists.chain([Event::NodeAddrs(addrs)]).collect()
 }
 
+/// The same object in a full list of this kind.
+fn listed(event: &Event, kind: Kind) -> Option<Event> {
+    match event {
+        Event::Apply(object) if object.kind() == kind => Some(Event::InitApply(object.clone())),
+        _ => None,
+    }
+}
+
 struct Rig {
     maps: MemoryDataplane,
     sync: Sync<MemoryDataplane>,
@@ -94,6 +102,19 @@ impl Rig {
     fn synced() -> Self {
         let mut rig = Self::new(Capacities::default());
         rig.events(empty_lists());
+        rig
+    }
+
+    /// Another agent takes over the maps, to whom the sources name these objects.
+    fn restarted(self, objects: impl IntoIterator<Item = Event>) -> Self {
+        let mut rig = Self::over(self.maps);
+        let objects: Vec<_> = objects.into_iter().collect();
+        let mut events = empty_lists();
+        events.splice(1..1, objects.iter().filter_map(|event| listed(event, Kind::Service)));
+        let end = events.iter().rposition(|event| matches!(event, Event::InitDone(_))).expect("there is a list");
+        events.splice(end..end, objects.iter().filter_map(|event| listed(event, Kind::EndpointSlice)));
+        rig.events(events);
+        rig.rest();
         rig
     }
 
@@ -278,6 +299,29 @@ fn rule_105_a_generation_moves_when_an_endpoint_stops_serving_and_not_before() {
 }
 
 #[test]
+fn rule_105_a_restart_leaves_the_flows_of_an_endpoint_that_drains_alone() {
+    let service = apply_service(service("a", 1, &[("http", 80)]));
+    let draining = Endpoint { ready: false, terminating: true, ..endpoint(3) };
+    let drains = apply_slice(slice("a", "a", "http", vec![endpoint(1), draining]));
+    let mut rig = Rig::synced();
+    rig.events([service.clone(), apply_slice(slice("a", "a", "http", vec![endpoint(1), endpoint(3)]))]);
+    let id = rig.snapshot().slots_v4.values().find(|s| s.addr == IpAddr::from([10, 244, 0, 3])).unwrap().endpoint_id;
+    let before = rig.snapshot().live[&id];
+    rig.events([drains.clone()]);
+    rig.rest();
+    for _ in 0..2 {
+        rig = rig.restarted([service.clone(), drains.clone()]);
+        assert_eq!(rig.snapshot().live[&id], before);
+    }
+
+    let finished = Endpoint { serving: false, ..draining };
+    let gone = [service, apply_slice(slice("a", "a", "http", vec![endpoint(1), finished]))];
+    let again = rig.restarted(gone.clone());
+    assert_eq!(again.snapshot().live[&id], before + 1, "it stopped serving while no agent ran");
+    assert_eq!(again.snapshot().slots_v4.len(), 1, "nothing is left of it");
+}
+
+#[test]
 fn a_run_moves_before_the_generation_of_an_endpoint_that_left_it() {
     let mut rig = Rig::synced();
     rig.events([apply_service(service("a", 1, &[("http", 80)]))]);
@@ -394,48 +438,6 @@ fn a_run_that_comes_to_rest_does_not_hide_a_plan_that_failed() {
 }
 
 #[test]
-fn a_restart_keeps_ids_and_writes_only_what_differs() {
-    let mut rig = Rig::synced();
-    let objects = [
-        apply_service(service("a", 1, &[("http", 80)])),
-        apply_slice(slice("a", "a", "http", vec![endpoint(1), endpoint(2)])),
-        apply_service(service("gone", 2, &[("http", 80)])),
-        apply_slice(slice("gone", "gone", "http", vec![endpoint(7)])),
-    ];
-    rig.events(objects.clone());
-    rig.rest();
-    let before = rig.snapshot();
-    let writes = rig.maps.writes();
-
-    let mut again = Rig::over(rig.maps.clone());
-    let mut lists = empty_lists();
-    let as_list = |event: Event| match event {
-        Event::Apply(object) => Event::InitApply(object),
-        other => other,
-    };
-    lists.splice(1..1, [as_list(objects[0].clone())]);
-    lists.splice(4..4, [as_list(objects[1].clone())]);
-    again.events(lists);
-    again.rest();
-    let after = again.snapshot();
-    assert_eq!(after.names.keys().collect::<Vec<_>>(), [again.port("ns/a").0].iter().collect::<Vec<_>>());
-    let (id, port) = again.port("ns/a");
-    assert_eq!(Some(&port), before.ports.get(&id));
-    assert!(!again.text().contains("gone") && !again.text().contains("10.96.0.2"), "{}", again.text());
-    // The Service that is gone: key, ClusterIP, words, generation, slots, name. Nothing for the other one.
-    assert!(again.maps.writes() - writes <= 10, "{} writes", again.maps.writes() - writes);
-
-    let writes = again.maps.writes();
-    let mut third = Rig::over(again.maps.clone());
-    let mut lists = empty_lists();
-    lists.splice(1..1, [as_list(objects[0].clone())]);
-    lists.splice(4..4, [as_list(objects[1].clone())]);
-    third.events(lists);
-    // Only the freed endpoint id moves on once more.
-    assert!(third.maps.writes() - writes <= 1, "{} writes", third.maps.writes() - writes);
-}
-
-#[test]
 fn slots_that_a_half_done_change_left_settled_are_freed_once() {
     let mut rig = Rig::synced();
     let empty = rig.sync.ledger().room();
@@ -455,6 +457,35 @@ fn slots_that_a_half_done_change_left_settled_are_freed_once() {
     rig.events([delete(Kind::Service, "a"), delete(Kind::EndpointSlice, "a")]);
     rig.rest();
     assert_eq!(rig.sync.ledger().room(), empty);
+}
+
+#[test]
+fn a_restart_keeps_ids_and_writes_only_what_differs() {
+    let mut rig = Rig::synced();
+    let objects = [
+        apply_service(service("a", 1, &[("http", 80)])),
+        apply_slice(slice("a", "a", "http", vec![endpoint(1), endpoint(2)])),
+        apply_service(service("gone", 2, &[("http", 80)])),
+        apply_slice(slice("gone", "gone", "http", vec![endpoint(7)])),
+    ];
+    rig.events(objects.clone());
+    rig.rest();
+    let before = rig.snapshot();
+    let writes = rig.maps.writes();
+
+    let again = rig.restarted(objects[..2].iter().cloned());
+    let after = again.snapshot();
+    assert_eq!(after.names.keys().collect::<Vec<_>>(), [again.port("ns/a").0].iter().collect::<Vec<_>>());
+    let (id, port) = again.port("ns/a");
+    assert_eq!(Some(&port), before.ports.get(&id));
+    assert!(!again.text().contains("gone") && !again.text().contains("10.96.0.2"), "{}", again.text());
+    // The Service that is gone: key, ClusterIP, words, generation, slots, name. Nothing for the other one.
+    assert!(again.maps.writes() - writes <= 10, "{} writes", again.maps.writes() - writes);
+
+    let writes = again.maps.writes();
+    let third = again.restarted(objects[..2].iter().cloned());
+    // Only the freed endpoint id moves on once more.
+    assert!(third.maps.writes() - writes <= 1, "{} writes", third.maps.writes() - writes);
 }
 
 #[test]

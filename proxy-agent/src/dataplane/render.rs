@@ -1,7 +1,7 @@
 //! Maps as text that reads like the Services they come from. Ids are left out unless asked for, so that two ways to the
 //! same state render alike.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
@@ -48,7 +48,9 @@ pub fn inconsistencies(maps: &Snapshot) -> Vec<String> {
             found.push(format!("FILTER does not know the node's address {addr}"));
         }
     }
-    for (id, key) in &maps.names {
+    // What no key leads to may be the half of a change that failed.
+    let used: BTreeSet<_> = maps.services.values().map(|service| service.port_id).collect();
+    for (id, key) in maps.names.iter().filter(|(id, _)| used.contains(id)) {
         for run in current_runs(maps, *id) {
             found.extend(
                 slots_of(maps, key.family, run).filter_map(|(index, slot)| wrong_slot(maps, key, *id, index, slot)),

@@ -51,8 +51,13 @@ impl Ledger {
             ledger.restore_other_slots(maps, family);
         }
         for (tuple, service) in &maps.services {
-            if let Some(held) = ledger.keys.get(&service.port_id).and_then(|key| ledger.ports.get_mut(key)) {
+            let Some(key) = ledger.keys.get(&service.port_id) else { continue };
+            if let Some(held) = ledger.ports.get_mut(key) {
                 held.addresses.push(*tuple);
+            }
+            // One that nobody reaches may never have been complete, and nobody misses it.
+            if let Some(held) = ledger.services.get_mut(&key.service) {
+                held.installed = true;
             }
         }
         if let Some(last) = maps.names.keys().next_back() {
@@ -88,9 +93,7 @@ impl Ledger {
         take_up(&mut held.local, local_settled, words.local_settled, flags & Policy::LOCAL_MOVED != 0, now);
         held.deadline = held.next_rest();
         self.deadlines.extend(held.deadline.map(|at| (at, key.clone())));
-        let service = self.services.entry(key.service.clone()).or_default();
-        service.installed = true;
-        service.ports.insert(key.clone());
+        self.services.entry(key.service.clone()).or_default().ports.insert(key.clone());
         self.keys.insert(id, key.clone());
         self.ports.insert(key.clone(), held);
     }

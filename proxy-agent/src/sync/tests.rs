@@ -489,6 +489,20 @@ fn a_restart_keeps_ids_and_writes_only_what_differs() {
 }
 
 #[test]
+fn a_service_that_an_agent_died_over_is_withdrawn_if_it_does_not_fit() {
+    let mut rig = Rig::new(Capacities { slots: 4, ..Capacities::default() });
+    rig.events(empty_lists());
+    let half = slice("a", "a", "http", vec![endpoint(1), endpoint(3)]);
+    rig.maps.inject(|op| matches!(op, MapOp::StoreFilter { .. } | MapOp::DeleteName { .. }));
+    rig.events([apply_service(service("a", 1, &[("http", 80)])), apply_slice(half.clone())]);
+    rig.maps.heal();
+    let whole = EndpointSlice { endpoints: (1..=9).map(endpoint).collect(), ..half };
+    let again = rig.restarted([apply_service(service("a", 1, &[("http", 80)])), apply_slice(whole)]);
+    assert!(again.sync.board().entries()[0].error.as_deref().unwrap().contains("--max-slots"));
+    assert_eq!(again.snapshot().names.len(), 0, "{}", again.text());
+}
+
+#[test]
 fn filter_bits_go_after_two_sweeps_without_a_need() {
     let mut rig = Rig::synced();
     let vip: IpAddr = [10, 96, 0, 1].into();
@@ -707,9 +721,10 @@ proptest! {
 
     /// The same where little fits: what is served is served whole, and no packet can meet a slot that is being written.
     #[test]
-    fn small_maps_never_show_a_half_written_service(steps in steps()) {
+    fn small_maps_never_show_a_half_written_service(steps in steps(), faults in prop::collection::vec(0u8..8, 0..40)) {
         let small = Capacities { services: 4, cluster_ips: 2, ports: 6, slots: 10, live: 8, ..Capacities::default() };
-        let (mut rig, world) = play(&steps, &[], small);
+        let (mut rig, world) = play(&steps, &faults, small);
+        rig.maps.heal();
         rig.events(world.list());
         rig.rest();
         prop_assert_eq!(rig.maps.violations(), Vec::<String>::new());

@@ -28,7 +28,10 @@ pub enum Command {
     ///
     /// Exit codes: 0 stopped by a signal, 1 failed while running, 2 wrong usage.
     Run(Box<RunArgs>),
-    /// Show the Services in the kernel's maps, one line per address and port
+    /// Show the Services in the kernel's maps, one line per address and port, and what of Services is not served
+    ///
+    /// What is not served, and why, is what the agent says in a file under /run/fairlead. If no agent runs, it is what
+    /// the last one said, with a note on standard error.
     Services(ShowArgs),
     /// Show the endpoints in the kernel's maps, with the Service port that each serves
     Endpoints(ShowArgs),

@@ -81,15 +81,15 @@ fn print(text: &str) -> anyhow::Result<()> {
 fn show<R: Serialize + Row>(rows: &[R], output: Output) -> anyhow::Result<ExitCode> {
     match output {
         Output::Json => print(&format!("{}\n", serde_json::to_string_pretty(rows)?))?,
-        Output::Table => {
-            let mut table = Table::new(R::HEADER);
-            for row in rows {
-                table.row(row.cells());
-            }
-            print(&table.to_string())?;
-        }
+        Output::Table => print(&table(rows).to_string())?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn table<R: Row>(rows: &[R]) -> Table {
+    let mut table = Table::new(R::HEADER);
+    rows.iter().for_each(|row| table.row(row.cells()));
+    table
 }
 
 /// Something with a line in a table.

@@ -27,6 +27,7 @@ use crate::index::Event;
 use crate::k8s::watch::KubeApi;
 use crate::source::Source;
 use crate::source::folder::Folder;
+use crate::status::{self, file::StatusFile};
 use crate::sync::{self, Input};
 use crate::{gc, telemetry};
 
@@ -127,9 +128,10 @@ async fn start(config: Config) -> anyhow::Result<Tasks> {
     let mut tasks = Tasks(JoinSet::new());
     let (inputs, control_plane) = mpsc::channel(INPUTS);
     let (live, live_addresses) = mpsc::channel(1);
-    let (board, _) = watch::channel(Vec::new());
+    let (news, status) = mpsc::unbounded_channel();
     tracing::info!(source = source.describe(), node, "following Services");
-    tasks.spawn("the control plane", sync::run(dataplane, control_plane, board));
+    tasks.spawn("the control plane", sync::run(dataplane, control_plane, news));
+    tokio::spawn(status::file::follow(StatusFile::of(&config.pins), status));
     tasks.spawn("the source of Services", source.run(inputs.clone()));
     tasks.spawn("the devices' task", devices.run());
     tasks.spawn("the relay of addresses", relay(addresses, live_addresses, inputs));

@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::dataplane::Subject;
 use crate::plan::Unserved;
+
+pub mod file;
 
 /// First pause before a failed subject is tried again; it doubles with each failure.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
@@ -27,19 +29,27 @@ pub struct Board {
     done: BTreeSet<Subject>,
     failures: BTreeMap<Subject, Failure>,
     unserved: BTreeMap<Subject, Vec<Unserved>>,
-    version: u64,
+    /// Subjects of which there is something new to tell.
+    news: BTreeSet<Subject>,
 }
 
+/// What became of some subjects: `None` for those that are simply done or gone.
+#[derive(Clone, Debug, Default)]
+pub struct News(pub Vec<(Subject, Option<Entry>)>);
+
 /// One subject that is not simply done, for people.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// `Service default/web`.
     pub subject: String,
+    /// `default/web`, if it is a Service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
     /// Why its last change failed.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// What of it is not served.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unserved: Vec<String>,
 }
 
@@ -47,8 +57,9 @@ impl Board {
     /// A change succeeded. Returns true if an earlier one had failed.
     pub fn done(&mut self, subject: &Subject) -> bool {
         let recovered = self.failures.remove(subject).is_some();
-        if self.done.insert(subject.clone()) || recovered {
-            self.version += 1;
+        self.done.insert(subject.clone());
+        if recovered {
+            self.news.insert(subject.clone());
         }
         recovered
     }
@@ -62,7 +73,9 @@ impl Board {
         let failure = Failure { message, attempts: attempts + 1, retry_at: now + pause };
         self.failures.insert(subject.clone(), failure);
         self.done.remove(subject);
-        self.version += 1;
+        if new {
+            self.news.insert(subject.clone());
+        }
         (pause, new)
     }
 
@@ -77,14 +90,15 @@ impl Board {
         } else {
             self.unserved.insert(subject.clone(), unserved.to_vec());
         }
-        self.version += 1;
+        self.news.insert(subject.clone());
         !unserved.is_empty()
     }
 
     /// The subject is gone.
     pub fn forget(&mut self, subject: &Subject) {
-        if self.done.remove(subject) || self.unserved.remove(subject).is_some() {
-            self.version += 1;
+        self.done.remove(subject);
+        if self.unserved.remove(subject).is_some() {
+            self.news.insert(subject.clone());
         }
     }
 
@@ -107,20 +121,28 @@ impl Board {
         (self.done.len(), self.failures.len())
     }
 
-    /// Counts up with everything that [`Self::entries`] shows.
-    pub const fn version(&self) -> u64 {
-        self.version
+    /// What changed of [`Self::entries`] since this was asked last.
+    pub fn take_news(&mut self) -> News {
+        News(
+            std::mem::take(&mut self.news).into_iter().map(|subject| (subject.clone(), self.entry(&subject))).collect(),
+        )
     }
 
     /// Every subject that is not simply done, by name.
     pub fn entries(&self) -> Vec<Entry> {
         let subjects: BTreeSet<_> = self.failures.keys().chain(self.unserved.keys()).collect();
-        let entry = |subject: &Subject| Entry {
-            subject: subject.to_string(),
-            error: self.failures.get(subject).map(|failure| failure.message.clone()),
-            unserved: self.unserved.get(subject).into_iter().flatten().map(ToString::to_string).collect(),
+        subjects.into_iter().filter_map(|subject| self.entry(subject)).collect()
+    }
+
+    fn entry(&self, subject: &Subject) -> Option<Entry> {
+        let service = match subject {
+            Subject::Service(name) => Some(name.to_string()),
+            Subject::Node | Subject::Leftovers => None,
         };
-        subjects.into_iter().map(entry).collect()
+        let error = self.failures.get(subject).map(|failure| failure.message.clone());
+        let unserved: Vec<_> = self.unserved.get(subject).into_iter().flatten().map(ToString::to_string).collect();
+        let simple = error.is_none() && unserved.is_empty();
+        (!simple).then(|| Entry { subject: subject.to_string(), service, error, unserved })
     }
 }
 
@@ -137,6 +159,24 @@ mod tests {
         assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000, 30_000]);
         assert!(board.done(&subject));
         assert_eq!(board.failed(&subject, "full".into(), Duration::ZERO).0, FIRST_RETRY);
+    }
+
+    #[test]
+    fn news_are_what_changed_and_add_up_to_the_entries() {
+        let (mut board, subject) = (Board::default(), Subject::Service(ObjectName::new("a", "b")));
+        board.done(&subject);
+        assert!(board.take_news().0.is_empty(), "what is simply done is no news");
+        board.failed(&subject, "full".into(), Duration::ZERO);
+        board.failed(&subject, "full".into(), Duration::ZERO);
+        board.unserved(&subject, &[Unserved::SessionAffinity]);
+        let [(told, Some(entry))] = &board.take_news().0[..] else { panic!("one piece of news") };
+        assert_eq!((told, std::slice::from_ref(entry)), (&subject, &board.entries()[..]));
+        assert_eq!((entry.service.as_deref(), entry.error.as_deref()), (Some("a/b"), Some("full")));
+        board.failed(&subject, "full".into(), Duration::ZERO);
+        assert!(board.take_news().0.is_empty(), "it fails as it did");
+        board.done(&subject);
+        board.forget(&subject);
+        assert!(matches!(&board.take_news().0[..], [(_, None)]));
     }
 
     #[test]

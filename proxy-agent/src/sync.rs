@@ -11,7 +11,7 @@ use crate::dataplane::{Change, Dataplane, DataplaneError, Grace, MapOp, Snapshot
 use crate::diff::Ledger;
 use crate::index::{Changed, Event, Index};
 use crate::plan::{self, Desired};
-use crate::status::Board;
+use crate::status::{Board, News};
 
 mod apply;
 mod task;
@@ -121,6 +121,11 @@ impl<D: Dataplane> Sync<D> {
     /// How each Service stands.
     pub const fn board(&self) -> &Board {
         &self.board
+    }
+
+    /// What changed on the board since this was asked last.
+    pub fn take_news(&mut self) -> News {
+        self.board.take_news()
     }
 
     /// What the kernel holds.

@@ -11,6 +11,7 @@ use crate::dataplane::attach;
 use crate::dataplane::pin::{self, PinError, PinRoot};
 use crate::dataplane::sys;
 use crate::devices::netlink;
+use crate::status::file::StatusFile;
 
 /// The directories of a version, in the order in which they go: programs stop before their maps do.
 const KINDS: [(&str, &str); 3] = [("links", "link"), ("programs", "program"), ("maps", "map")];
@@ -31,6 +32,12 @@ pub(super) fn main(args: PinArgs) -> anyhow::Result<ExitCode> {
     remove_filters(&mut report, &mut problems)?;
     for version in pin::names(pins.path())?.iter().filter(|name| is_version(name)) {
         remove_version(&pins.path().join(version), &mut report, &mut problems);
+    }
+    let status = StatusFile::of(&pins);
+    match status.remove() {
+        Ok(true) => report.push(format!("removed {}", status.path().display())),
+        Ok(false) => {}
+        Err(error) => problems.push(format!("cannot remove {}: {error}", status.path().display())),
     }
     // Only if nothing else lies there.
     if problems.is_empty() && fs::remove_dir(pins.path()).is_ok() {

@@ -1,18 +1,24 @@
-//! `fairlead services`: addresses, what they lead to, and how often they were used.
+//! `fairlead services`: addresses, what they lead to, how often they were used, and what is not served.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use aya::maps::{Map, MapData, PerCpuArray};
 use proxy_common::abi::{Class, Policy, Port, PortStats, RunVerdict};
 use serde::Serialize;
 
-use super::{Row, pins, show, snapshot};
-use crate::args::ShowArgs;
+use super::table::Table;
+use super::{Row, complain, pins, print, snapshot, table};
+use crate::args::{Output, ShowArgs};
 use crate::dataplane::pin::PinRoot;
 use crate::dataplane::{Snapshot, Tuple};
+use crate::status::Entry;
+use crate::status::file::{Said, StatusFile};
 
-#[derive(Debug, PartialEq, Eq, Serialize)]
+/// One address that is served, or one thing that is not: the other fields are empty then.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
 struct ServiceRow {
     namespace: String,
     service: String,
@@ -29,6 +35,9 @@ struct ServiceRow {
     port_id: u32,
     new_flows: u64,
     refused: u64,
+    /// What the agent does not serve, and why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_served: Option<String>,
 }
 
 impl Row for ServiceRow {
@@ -62,7 +71,69 @@ pub(super) fn main(args: &ShowArgs) -> anyhow::Result<ExitCode> {
     let pins = pins(args)?;
     let maps = snapshot(&pins)?;
     let stats = port_stats(&pins, maps.names.keys().copied())?;
-    show(&rows(&maps, &stats), args.output)
+    let (said, note) = what_is_said(StatusFile::of(&pins).read(), pins.agent_runs()?, SystemTime::now());
+    let (served, not_served) = (rows(&maps, &stats), not_served(&said.entries));
+    match args.output {
+        Output::Json => {
+            let rows: Vec<_> = served.iter().chain(&not_served).collect();
+            print(&format!("{}\n", serde_json::to_string_pretty(&rows)?))?;
+        }
+        Output::Table => {
+            print(&table(&served).to_string())?;
+            if !not_served.is_empty() {
+                print(&format!("\n{}", not_served_table(&not_served)))?;
+            }
+        }
+    }
+    // Beside the rows, so that these stay what a script reads.
+    note.iter().for_each(|note| complain(note));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the status file says, and what must be known to understand it.
+fn what_is_said(
+    read: io::Result<Option<(Said, SystemTime)>>,
+    agent_runs: bool,
+    now: SystemTime,
+) -> (Said, Option<String>) {
+    let unknown = |why: String| (Said::default(), Some(format!("what is not served is not known: {why}")));
+    match read {
+        Ok(Some((said, _))) if !said.synced => unknown("the agent has not yet seen to every Service".to_owned()),
+        Ok(Some((said, _))) if agent_runs => (said, None),
+        Ok(Some((said, written))) => {
+            let secs = now.duration_since(written).unwrap_or_default().as_secs();
+            (said, Some(format!("no agent is running; what is not served is what the last one said {secs} s ago")))
+        }
+        Ok(None) if agent_runs => unknown("the agent could not write it down; its log says why".to_owned()),
+        Ok(None) => unknown("no agent is running, and the last one left no word".to_owned()),
+        Err(error) => unknown(error.to_string()),
+    }
+}
+
+fn not_served(entries: &[Entry]) -> Vec<ServiceRow> {
+    let mut rows = Vec::new();
+    for entry in entries {
+        let (namespace, service) = entry.service.as_deref().and_then(|name| name.split_once('/')).unwrap_or_default();
+        // What is no Service's is told by its own name.
+        let about = if service.is_empty() { format!("{}: ", entry.subject) } else { String::new() };
+        let failed = entry.error.iter().map(|error| format!("{about}failed, and is tried again: {error}"));
+        rows.extend(failed.chain(entry.unserved.iter().map(|what| format!("{about}{what}"))).map(|what| ServiceRow {
+            namespace: namespace.to_owned(),
+            service: service.to_owned(),
+            not_served: Some(what),
+            ..ServiceRow::default()
+        }));
+    }
+    rows
+}
+
+fn not_served_table(rows: &[ServiceRow]) -> Table {
+    let mut table = Table::new(&["SERVICE", "NOT SERVED"]);
+    for row in rows {
+        let name = if row.service.is_empty() { "-".to_owned() } else { format!("{}/{}", row.namespace, row.service) };
+        table.row(vec![name, row.not_served.clone().unwrap_or_default()]);
+    }
+    table
 }
 
 fn port_stats(pins: &PinRoot, ids: impl Iterator<Item = u32>) -> anyhow::Result<BTreeMap<u32, PortStats>> {
@@ -115,6 +186,7 @@ fn row(maps: &Snapshot, tuple: &Tuple, id: u32, class: u8, stats: Option<&PortSt
         port_id: id,
         new_flows: stats.map_or(0, |s| s.new_flows),
         refused: stats.map_or(0, |s| s.refused),
+        not_served: None,
     }
 }
 
@@ -130,10 +202,47 @@ fn class_name(class: u8) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proxy_common::abi::{Run, Service};
 
     use super::*;
     use crate::model::{IpFamily, ObjectName, PortKey, Protocol};
+
+    #[test]
+    fn what_is_not_served_has_rows_of_its_own() {
+        let entry = |subject: &str, service: Option<&str>, error: Option<&str>, unserved: &[&str]| Entry {
+            subject: subject.to_owned(),
+            service: service.map(str::to_owned),
+            error: error.map(str::to_owned),
+            unserved: unserved.iter().map(|what| (*what).to_owned()).collect(),
+        };
+        let rows = not_served(&[
+            entry("Service shop/web", Some("shop/web"), Some("PORTS is full"), &["NodePort 30080/TCP: not yet"]),
+            entry("node addresses", None, Some("no room"), &[]),
+        ]);
+        assert_eq!(
+            not_served_table(&rows).to_string(),
+            "SERVICE   NOT SERVED\n\
+             shop/web  failed, and is tried again: PORTS is full\n\
+             shop/web  NodePort 30080/TCP: not yet\n\
+             -         node addresses: failed, and is tried again: no room\n"
+        );
+        let json = serde_json::to_value(&rows[1]).unwrap();
+        assert_eq!((&json["service"], &json["not_served"]), (&"web".into(), &"NodePort 30080/TCP: not yet".into()));
+    }
+
+    #[test]
+    fn a_file_that_an_agent_left_behind_is_told_from_one_that_is_kept() {
+        let (said, at) = (Said { synced: true, entries: Vec::new() }, SystemTime::UNIX_EPOCH);
+        let note = |read, runs| what_is_said(read, runs, at + Duration::from_secs(7)).1.unwrap_or_default();
+        assert_eq!(note(Ok(Some((said.clone(), at))), true), "");
+        assert!(note(Ok(Some((said, at))), false).ends_with("what the last one said 7 s ago"));
+        assert!(note(Ok(Some((Said::default(), at))), true).ends_with("has not yet seen to every Service"));
+        assert!(note(Ok(None), true).contains("its log says why"));
+        assert!(note(Ok(None), false).contains("no agent is running"));
+        assert!(note(Err(io::Error::other("no JSON")), true).ends_with("no JSON"));
+    }
 
     #[test]
     fn a_row_reads_like_the_service() {

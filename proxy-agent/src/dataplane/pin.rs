@@ -173,6 +173,17 @@ impl PinRoot {
         }
     }
 
+    /// True if an agent works here. Takes no right away: one that is just starting tries again.
+    pub fn agent_runs(&self) -> Result<bool, PinError> {
+        let failed = |source| PinError::Io { op: "lock", path: self.root.clone(), source };
+        let dir = std::fs::File::open(&self.root).map_err(failed)?;
+        match dir.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(std::fs::TryLockError::WouldBlock) => Ok(true),
+            Err(std::fs::TryLockError::Error(source)) => Err(failed(source)),
+        }
+    }
+
     fn nearest_existing(&self) -> PathBuf {
         let mut path = self.root.as_path();
         while !path.exists() {
@@ -229,7 +240,9 @@ mod tests {
     fn only_one_at_a_time_changes_the_pins() {
         let dir = tempfile::tempdir().unwrap();
         let pins = PinRoot::new(dir.path().to_owned()).unwrap();
+        assert!(!pins.agent_runs().unwrap());
         let lock = pins.try_lock().unwrap();
+        assert!(pins.agent_runs().unwrap());
         assert!(matches!(pins.try_lock(), Err(PinError::Busy { .. })));
         std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(100));

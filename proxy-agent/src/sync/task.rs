@@ -3,12 +3,12 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::{Dataplane, DataplaneError, Event, Sync};
 use crate::dataplane::MapName;
-use crate::status::Entry;
+use crate::status::News;
 
 /// What the task is told.
 #[derive(Debug)]
@@ -22,16 +22,17 @@ pub enum Input {
 /// How long retires that failed wait for another attempt when nothing else happens.
 const RETIRE_RETRY: Duration = Duration::from_secs(1);
 
-/// Runs until every sender of `inputs` is gone. `board` gets what is not simply done whenever that changes.
+/// Runs until every sender of `inputs` is gone. `status` is told what becomes of everything that is not simply done: for
+/// the first time when every Service of the first full list was seen to.
 pub async fn run<D: Dataplane>(
     dataplane: D,
     mut inputs: mpsc::Receiver<Input>,
-    board: watch::Sender<Vec<Entry>>,
+    status: mpsc::UnboundedSender<News>,
 ) -> Result<(), DataplaneError> {
     let epoch = Instant::now();
     let mut sync = Sync::new(dataplane, Duration::ZERO)?;
     let mut grace: Option<JoinHandle<Result<(), DataplaneError>>> = None;
-    let mut shown = 0;
+    let mut told = false;
     loop {
         let wake = sync.next_wake().map(|at| at.saturating_sub(epoch.elapsed()));
         tokio::select! {
@@ -50,9 +51,11 @@ pub async fn run<D: Dataplane>(
             sync.input(input);
         }
         sync.step(epoch.elapsed());
-        if sync.board().version() != shown {
-            shown = sync.board().version();
-            board.send_replace(sync.board().entries());
+        let news = sync.take_news();
+        if !news.0.is_empty() || (sync.first_done && !told) {
+            told = true;
+            // Whoever shows it may end before the control plane does.
+            _ = status.send(news);
         }
         if grace.is_none() {
             grace = sync.begin_grace().map(tokio::task::spawn_blocking);

@@ -50,4 +50,6 @@ mod reject;
 #[cfg(test)]
 mod restart;
 #[cfg(test)]
+mod status;
+#[cfg(test)]
 mod tuples;

@@ -1,0 +1,65 @@
+//! What `fairlead services` says of Services that are not served, or not wholly: of a running agent, of one that died,
+//! and after it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use fairlead_lab::{Agent, AgentOptions, Ask, Proto, server::wait_until};
+
+use crate::cell::{Cell, Cluster, PATIENCE};
+
+const UNSERVED: &str = "not served with externalTrafficPolicy Cluster yet";
+
+#[test]
+fn what_is_not_served_is_shown_beside_the_maps() {
+    let cluster = Cluster::own(Cell::named("routed_plain"), AgentOptions::default());
+    let file = status_file(&cluster);
+    if let Err(error) = shown(&cluster) {
+        panic!("{error:#}\n{}", cluster.agent_log_tail());
+    }
+    assert!(file.exists());
+    drop(cluster);
+    assert!(!file.exists(), "cleanup left {}", file.display());
+}
+
+fn status_file(cluster: &Cluster) -> PathBuf {
+    let pins = &cluster.agent.lock().expect("no other case uses this cluster").pin_path;
+    Path::new("/run/fairlead").join(pins.strip_prefix("/").expect("pins have an absolute path")).join("status.json")
+}
+
+fn shown(cluster: &Cluster) -> Result<()> {
+    let mut service = cluster.node_port_service("np");
+    service.spec.external_local = false;
+    let name = format!("default/{}", service.spec.name);
+    let ask = Ask::new(Proto::Tcp, service.vip(false));
+    service.serve(&service.pods(&[0]), &cluster.lab.client.ns, ask)?;
+    let mut agent = cluster.agent.lock().expect("no other case uses this cluster");
+    let line = |text: &str| text.lines().any(|line| line.starts_with(&name) && line.contains(UNSERVED));
+    until("a line for the NodePort", &agent, &["services"], line)?;
+    // A script finds it in a row of the same kind.
+    let json: serde_json::Value = serde_json::from_str(&agent.fairlead(&["services", "-o", "json"])?)?;
+    let rows = json.as_array().context("an array of rows")?;
+    let of = |row: &&serde_json::Value| row["service"] == service.spec.name.as_str();
+    let (unserved, served): (Vec<_>, Vec<_>) = rows.iter().filter(of).partition(|row| row["not_served"].is_string());
+    ensure!(served.len() == 4 && unserved.len() == 2, "{json:#}");
+    ensure!(unserved.iter().all(|row| row["not_served"].as_str().is_some_and(|what| what.contains(UNSERVED))));
+
+    // What it said outlives a crash, as the maps do, and the next agent says it anew.
+    agent.kill();
+    ensure!(line(&agent.fairlead(&["services"])?), "gone with the agent");
+    agent.restart(&cluster.lab)?;
+    until("the same after a restart", &agent, &["services"], line)?;
+    service.delete()?;
+    until("nothing once the Service is gone", &agent, &["services"], |text| !text.contains(UNSERVED))
+}
+
+fn until(what: &str, agent: &Agent, args: &[&str], wanted: impl Fn(&str) -> bool) -> Result<()> {
+    let mut text = Ok(String::new());
+    let seen = wait_until(PATIENCE, || {
+        text = agent.fairlead(args);
+        text.as_ref().is_ok_and(|text| wanted(text))
+    });
+    let text = text?;
+    ensure!(seen, "{what}: not within {PATIENCE:?}; `fairlead {}` says:\n{text}", args.join(" "));
+    Ok(())
+}

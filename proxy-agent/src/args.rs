@@ -107,9 +107,10 @@ pub struct RunArgs {
     pub pins: PinArgs,
     /// Addresses of this node that answer NodePorts: networks, `primary`, or `all`
     ///
-    /// `primary` is the address of each family that the default route with the lowest metric starts from. An address
-    /// family without a network in the list answers on all of its addresses, and so does one without a primary address.
-    /// Loopback addresses never answer.
+    /// `primary` is the first InternalIP of each family in this node's Node object, or else its first ExternalIP. With
+    /// manifests that have no such Node, it is the address that the default route with the lowest metric starts from. An
+    /// address family without a network in the list answers on all of its addresses, and so does one without a primary
+    /// address. Loopback addresses never answer.
     #[arg(long, value_name = "CIDR|primary|all", value_delimiter = ',', default_value = "primary")]
     pub nodeport_addresses: Vec<String>,
     /// How programs are attached

@@ -11,6 +11,7 @@ use tracing_subscriber::EnvFilter;
 use crate::args::{AttachMode, RunArgs, SizeArgs, SourceArgs, TimeoutArgs};
 use crate::dataplane::pin::PinRoot;
 use crate::devices::select::Selection;
+use crate::plan::node_ports::is_primary;
 use crate::telemetry::{self, LogFormat};
 
 /// A value that cannot be used. Printed as it is, with exit code 2.
@@ -83,7 +84,7 @@ impl NodePortAddresses {
         let same_family = |other: &IpAddr| other.is_ipv4() == addr.is_ipv4();
         match self {
             Self::All => true,
-            Self::Primary => !primary.iter().any(same_family) || primary.contains(&addr),
+            Self::Primary => is_primary(addr, primary),
             Self::Networks(networks) => {
                 let mut own = networks.iter().filter(|net| same_family(&net.addr())).peekable();
                 own.peek().is_none() || own.any(|net| net.contains(&addr))

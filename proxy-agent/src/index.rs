@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
 use crate::dataplane::Tuple;
-use crate::model::{EndpointSlice, IpFamily, ObjectName, Service};
+use crate::model::{EndpointSlice, IpFamily, Node, ObjectName, Service};
 use crate::plan::addresses;
 
 #[cfg(test)]
@@ -20,6 +20,13 @@ pub enum Kind {
     Service,
     /// EndpointSlices, and Endpoints made into slices.
     EndpointSlice,
+    /// The own Node.
+    Node,
+}
+
+impl Kind {
+    /// Every kind; the Node first, for which nothing waits that has both of the others.
+    pub const ALL: [Self; 3] = [Self::Node, Self::Service, Self::EndpointSlice];
 }
 
 /// An object.
@@ -29,6 +36,8 @@ pub enum Object {
     Service(Service),
     /// An EndpointSlice.
     Slice(EndpointSlice),
+    /// The own Node.
+    Node(Node),
 }
 
 impl Object {
@@ -37,6 +46,7 @@ impl Object {
         match self {
             Self::Service(_) => Kind::Service,
             Self::Slice(_) => Kind::EndpointSlice,
+            Self::Node(_) => Kind::Node,
         }
     }
 
@@ -45,6 +55,7 @@ impl Object {
         match self {
             Self::Service(service) => &service.name,
             Self::Slice(slice) => &slice.name,
+            Self::Node(node) => &node.name,
         }
     }
 }
@@ -73,7 +84,7 @@ pub enum Event {
 pub struct Changed {
     /// Services to plan again, whether they are still there or not.
     pub services: BTreeSet<ObjectName>,
-    /// The node's addresses.
+    /// The node's addresses, or what its Node says of them.
     pub node: bool,
 }
 
@@ -117,12 +128,13 @@ pub struct Index {
     /// Who asks for what: the oldest first, then by name.
     claims: HashMap<Claim, Vec<(i64, ObjectName)>>,
     node_addrs: Option<BTreeMap<IpAddr, u32>>,
+    node: Option<Node>,
     relists: BTreeMap<Kind, Relist>,
     complete: BTreeSet<Kind>,
 }
 
 impl Index {
-    /// True once every source has delivered its first full list.
+    /// True once every source has delivered its first full list. The own Node is not waited for here (rule 148).
     pub fn is_synced(&self) -> bool {
         self.complete.contains(&Kind::Service)
             && self.complete.contains(&Kind::EndpointSlice)
@@ -165,6 +177,11 @@ impl Index {
         self.node_addrs.as_ref()
     }
 
+    /// The own Node. One that was deleted stays known (rule 118).
+    pub const fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+
     /// Takes an event in.
     pub fn apply(&mut self, event: Event) -> Changed {
         let mut changed = Changed::default();
@@ -196,6 +213,7 @@ impl Index {
         let known: Vec<_> = match kind {
             Kind::Service => self.services.keys().cloned().collect(),
             Kind::EndpointSlice => self.slices.keys().cloned().collect(),
+            Kind::Node => Vec::new(),
         };
         for name in known {
             if !relist.objects.contains_key(&name) && !relist.kept.contains(&name) {
@@ -211,6 +229,10 @@ impl Index {
         match object {
             Object::Service(service) => self.put_service(service, changed),
             Object::Slice(slice) => self.put_slice(slice, changed),
+            Object::Node(node) => {
+                changed.node |= self.node.as_ref() != Some(&node);
+                self.node = Some(node);
+            }
         }
     }
 
@@ -260,6 +282,7 @@ impl Index {
                     changed.services.insert(slice.service);
                 }
             }
+            Kind::Node => {}
         }
     }
 

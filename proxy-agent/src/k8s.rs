@@ -9,10 +9,11 @@ mod client;
 pub mod endpoint_slice;
 pub mod endpoints;
 pub mod manifest;
+pub mod node;
 pub mod service;
 pub mod watch;
 
-/// Names of the labels that decide who serves an object (rules 1, 2, 8).
+/// Names of the labels that the proxy reads (rules 1, 2, 8, 57).
 pub mod labels {
     /// On a Service: another proxy serves it.
     pub const SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
@@ -20,6 +21,8 @@ pub mod labels {
     pub const HEADLESS: &str = "service.kubernetes.io/headless";
     /// On an EndpointSlice: the Service it belongs to.
     pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
+    /// On a Node: the zone it stands in.
+    pub const ZONE: &str = "topology.kubernetes.io/zone";
 }
 
 /// A part of an object that was left out, and why.

@@ -4,8 +4,10 @@
 
 mod endpoint;
 mod name;
+mod node;
 mod service;
 
 pub use endpoint::{Endpoint, EndpointSlice, SlicePort};
 pub use name::{IpFamily, NameError, ObjectName, PortKey, Protocol};
+pub use node::Node;
 pub use service::{Service, ServicePort, ServiceType};

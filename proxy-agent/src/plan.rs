@@ -15,6 +15,7 @@ use crate::model::{EndpointSlice, IpFamily, ObjectName, PortKey, Protocol, Servi
 pub mod addresses;
 pub mod endpoints;
 pub mod ids;
+pub mod node_ports;
 
 /// An endpoint of a run, as its slot will hold it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

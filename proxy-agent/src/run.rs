@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::args::RunArgs;
-use crate::config::{self, Config, Invalid};
+use crate::config::{self, Config, Invalid, NodePortAddresses};
 use crate::dataplane::attach::Attacher;
 use crate::dataplane::bpf::{Access, BpfDataplane};
 use crate::dataplane::probe::{self, kube_proxy};
@@ -25,6 +25,7 @@ use crate::devices::{Devices, NodeAddresses};
 use crate::flows::FlowMaps;
 use crate::index::Event;
 use crate::k8s::watch::KubeApi;
+use crate::plan::node_ports::NodePorts;
 use crate::source::Source;
 use crate::source::folder::Folder;
 use crate::status::{self, file::StatusFile};
@@ -125,12 +126,17 @@ async fn start(config: Config) -> anyhow::Result<Tasks> {
     let flows = FlowMaps::open(&config.pins)?;
     let settings = SettingsMap::open(&config.pins)?;
 
+    let node_ports = match (&config.nodeport_addresses, &config.source) {
+        (NodePortAddresses::Primary, config::Source::Manifests(_)) => NodePorts::OfNodeOrGiven,
+        (NodePortAddresses::Primary, _) => NodePorts::OfNode,
+        _ => NodePorts::Given,
+    };
     let mut tasks = Tasks(JoinSet::new());
     let (inputs, control_plane) = mpsc::channel(INPUTS);
     let (live, live_addresses) = mpsc::channel(1);
     let (news, status) = mpsc::unbounded_channel();
     tracing::info!(source = source.describe(), node, "following Services");
-    tasks.spawn("the control plane", sync::run(dataplane, control_plane, news));
+    tasks.spawn("the control plane", sync::run(dataplane, node_ports, control_plane, news));
     tokio::spawn(status::file::follow(StatusFile::of(&config.pins), status));
     tasks.spawn("the source of Services", source.run(inputs.clone()));
     tasks.spawn("the devices' task", devices.run());

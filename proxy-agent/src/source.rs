@@ -1,4 +1,4 @@
-//! Where Services and EndpointSlices come from. Sources are interchangeable: each sends its full list once, then what
+//! Where Services, EndpointSlices and the own Node come from. Sources are interchangeable: each sends its full list once, then what
 //! changes, and ends only if it cannot go on.
 
 use std::path::PathBuf;

@@ -10,6 +10,7 @@ use tracing::{debug, info};
 use crate::dataplane::{Change, Dataplane, DataplaneError, Grace, MapOp, Snapshot, Subject};
 use crate::diff::Ledger;
 use crate::index::{Changed, Event, Index};
+use crate::plan::node_ports::{Answer, NodePorts};
 use crate::plan::{self, Desired};
 use crate::status::{Board, News};
 
@@ -21,6 +22,9 @@ pub use task::{Input, run};
 #[cfg(test)]
 mod tests;
 
+/// How long the first writes wait for the addresses of the own Node (rule 146).
+const NODE_WAIT: Duration = Duration::from_secs(30);
+
 /// The control plane, without a clock or a task of its own.
 pub struct Sync<D> {
     dataplane: D,
@@ -28,6 +32,9 @@ pub struct Sync<D> {
     ledger: Ledger,
     board: Board,
     ipv6: bool,
+    node_ports: NodePorts,
+    /// What was said last of the addresses that answer NodePorts.
+    answer: Option<Answer>,
     changed: Changed,
     started: Duration,
     first_done: bool,
@@ -54,7 +61,15 @@ impl<D: Dataplane> Sync<D> {
         let (ledger, ipv6) = (Ledger::restore(&maps, now), maps.capacities.ipv6);
         let (index, board, changed) = (Index::default(), Board::default(), Changed::default());
         let graves = Graves::default();
-        Ok(Self { dataplane, index, ledger, board, ipv6, changed, started: now, first_done: false, graves })
+        let (node_ports, answer) = (NodePorts::default(), None);
+        let (started, first_done) = (now, false);
+        Ok(Self { dataplane, index, ledger, board, ipv6, node_ports, answer, changed, started, first_done, graves })
+    }
+
+    /// Lets `node_ports` decide which of the node's addresses answer NodePorts.
+    #[must_use]
+    pub fn with_node_ports(self, node_ports: NodePorts) -> Self {
+        Self { node_ports, ..self }
     }
 
     /// Takes an event in, without a write.
@@ -64,7 +79,7 @@ impl<D: Dataplane> Sync<D> {
 
     /// Brings the kernel up to date with all that was taken in, and with the time.
     pub fn step(&mut self, now: Duration) {
-        if !self.index.is_synced() {
+        if !self.index.is_synced() || self.node_wait().is_some_and(|until| now < until) {
             return;
         }
         let mut changed = std::mem::take(&mut self.changed);
@@ -109,8 +124,16 @@ impl<D: Dataplane> Sync<D> {
 
     /// When [`Self::step`] has something to do even if nothing is taken in.
     pub fn next_wake(&self) -> Option<Duration> {
+        if !self.first_done {
+            return self.node_wait().filter(|_| self.index.is_synced());
+        }
         let wakes = [self.ledger.next_deadline(), self.board.next_retry()];
-        wakes.into_iter().flatten().min().filter(|_| self.first_done)
+        wakes.into_iter().flatten().min()
+    }
+
+    /// Until when the first writes wait for the own Node: without it, NodePorts would be answered where they should not.
+    fn node_wait(&self) -> Option<Duration> {
+        (!self.first_done && self.node_ports.waits(&self.index)).then(|| self.started + NODE_WAIT)
     }
 
     /// True if retires failed and wait for another attempt.

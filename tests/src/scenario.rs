@@ -26,13 +26,15 @@
 //!
 //! Settings stand before the first section, one a line: `any-order` repeats the scenario with the files of each group
 //! in every order, each as one step and as many, and lets runs come to rest before it compares; `node NAME` is this
-//! node's name (default `node-a`); `capacity MAP=N …` makes maps small; `no-ipv6`.
+//! node's name (default `node-a`); `addresses ADDR …` are the node's own, of which a default route would start from the
+//! first of each family; `capacity MAP=N …` makes maps small; `no-ipv6`.
 //!
 //! `FAIRLEAD_BLESS=1` writes what came out into the file: read the difference before you commit it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsStr;
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -43,6 +45,7 @@ use proxy_agent::diff::QUIET;
 use proxy_agent::index::{Event, Kind};
 use proxy_agent::source::folder::files::{Files, Read};
 use proxy_agent::sync::Sync;
+use proxy_common::abi::NodeAddr;
 
 /// Files permuted at most: 720 orders.
 const MOST_PERMUTED: usize = 6;
@@ -87,6 +90,7 @@ pub struct Scenario {
     head: String,
     any_order: bool,
     node: String,
+    addresses: BTreeMap<IpAddr, u32>,
     capacities: Capacities,
     /// Each with its title line.
     sections: Vec<(String, Section)>,
@@ -110,18 +114,20 @@ impl Scenario {
             }
         }
         let (mut any_order, mut node, mut capacities) = (false, "node-a".to_owned(), Capacities::default());
+        let mut addresses = BTreeMap::new();
         for line in head.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
             match line.split_once(' ').unwrap_or((line, "")) {
                 ("any-order", "") => any_order = true,
                 ("no-ipv6", "") => capacities.ipv6 = false,
                 ("node", name) => name.clone_into(&mut node),
+                ("addresses", list) => addresses = node_addresses(list)?,
                 ("capacity", list) => set_capacities(&mut capacities, list)?,
                 _ => bail!("{line:?} is no setting; see the table in tests/src/scenario.rs"),
             }
         }
         let sections = parts.into_iter().map(|(title, body)| Ok((title.clone(), section(&title, body)?)));
         let sections = sections.collect::<Result<_>>()?;
-        Ok(Self { path: path.to_owned(), head, any_order, node, capacities, sections })
+        Ok(Self { path: path.to_owned(), head, any_order, node, addresses, capacities, sections })
     }
 
     /// Carries it out, in every order that it asks for. Returns the number of runs.
@@ -218,6 +224,17 @@ impl Scenario {
         }
         std::fs::write(&self.path, text).with_context(|| format!("cannot write {}", self.path.display()))
     }
+}
+
+/// Addresses as the devices' task would have them.
+fn node_addresses(list: &str) -> Result<BTreeMap<IpAddr, u32>> {
+    let mut addresses = BTreeMap::<IpAddr, u32>::new();
+    for addr in list.split_whitespace() {
+        let addr: IpAddr = addr.parse().with_context(|| format!("{addr:?} is no address"))?;
+        let first = addresses.keys().all(|other| other.is_ipv4() != addr.is_ipv4());
+        addresses.insert(addr, NodeAddr::LOCAL | if first { NodeAddr::NODE_PORTS } else { 0 });
+    }
+    Ok(addresses)
 }
 
 fn set_capacities(capacities: &mut Capacities, list: &str) -> Result<()> {
@@ -336,16 +353,15 @@ impl<'a, M: Maps> Run<'a, M> {
     }
 
     fn first_lists(&mut self, list: Vec<Event>) {
-        let kinds = [Kind::Service, Kind::EndpointSlice];
-        kinds.into_iter().for_each(|kind| self.sync.take(Event::Init(kind)));
+        Kind::ALL.into_iter().for_each(|kind| self.sync.take(Event::Init(kind)));
         for event in list {
             self.sync.take(match event {
                 Event::Apply(object) => Event::InitApply(object),
                 other => other,
             });
         }
-        kinds.into_iter().for_each(|kind| self.sync.take(Event::InitDone(kind)));
-        self.sync.take(Event::NodeAddrs([].into()));
+        Kind::ALL.into_iter().for_each(|kind| self.sync.take(Event::InitDone(kind)));
+        self.sync.take(Event::NodeAddrs(self.scenario.addresses.clone()));
         self.step();
     }
 

@@ -9,7 +9,7 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{Decoded, Warning, endpoint_slice, endpoints, service};
+use super::{Decoded, Warning, endpoint_slice, endpoints, node, service};
 use crate::index::{Kind, Object};
 use crate::model::ObjectName;
 
@@ -122,7 +122,8 @@ impl Reader<'_> {
             return items.into_iter().for_each(|item| self.value(item, inherited));
         }
         let namespace = text(&value, "/metadata/namespace").unwrap_or_else(|| "default".to_owned());
-        let name = ObjectName::new(&namespace, &text(&value, "/metadata/name").unwrap_or_default());
+        let namespace = if kind == "Node" { "" } else { &namespace };
+        let name = ObjectName::new(namespace, &text(&value, "/metadata/name").unwrap_or_default());
         // The beginning of an object, perhaps: the rest is still to be written.
         self.manifest.broken |= version.is_empty() || name.name().is_empty();
         let id = Id { label: format!("{kind} {name}"), name };
@@ -130,12 +131,14 @@ impl Reader<'_> {
             ("v1", "Service") => self.service(value, &id),
             ("discovery.k8s.io/v1", "EndpointSlice") => self.slice(value, &id),
             ("v1", "Endpoints") => self.endpoints(value, &id),
-            (_, "Service" | "EndpointSlice" | "Endpoints") => {
+            ("v1", "Node") => self.node(value, &id),
+            (_, "Service" | "EndpointSlice" | "Endpoints" | "Node") => {
                 let known = if kind == "EndpointSlice" { "discovery.k8s.io/v1" } else { "v1" };
                 self.problem(&id.label, format_args!("apiVersion {version:?} is not read; give {known}"), None);
             }
             _ => {
-                let known = "only Service, EndpointSlice, Endpoints and lists of them are; move it to another folder";
+                let known =
+                    "only Service, EndpointSlice, Endpoints, Node and lists of them are; move it to another folder";
                 self.problem(&id.label, format_args!("kind {kind} is not read: {known}"), None);
             }
         }
@@ -164,6 +167,15 @@ impl Reader<'_> {
         let Some(object) = self.typed::<core::Endpoints>(value, id, &keeps) else { return };
         match endpoints::decode(&object, self.node) {
             Ok(decoded) => self.decoded(decoded, id, |slices| slices.into_iter().map(Object::Slice).collect()),
+            Err(error) => self.problem(&id.label, error, Some(keeps)),
+        }
+    }
+
+    fn node(&mut self, value: Value, id: &Id) {
+        let keeps = (Kind::Node, id.name.clone());
+        let Some(object) = self.typed::<core::Node>(value, id, &keeps) else { return };
+        match node::decode(&object, self.node) {
+            Ok(decoded) => self.decoded(decoded, id, |node| vec![Object::Node(node)]),
             Err(error) => self.problem(&id.label, error, Some(keeps)),
         }
     }

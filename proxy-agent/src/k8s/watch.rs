@@ -1,4 +1,4 @@
-//! The Kubernetes API: list and watch of Services and EndpointSlices.
+//! The Kubernetes API: list and watch of Services, EndpointSlices and the own Node.
 //!
 //! Bookmarks, a new list after 410 Gone and backoff are kube-rs' [`mod@watcher`]. Objects are decoded as they arrive, so
 //! that nothing holds on to fields that the proxy does not read.
@@ -16,7 +16,7 @@ use kube::{Api, Client, ResourceExt};
 use tokio::sync::mpsc;
 use tracing::{Instrument as _, info, info_span, warn};
 
-use super::{Decoded, endpoint_slice, labels, service};
+use super::{Decoded, endpoint_slice, labels, node, service};
 use crate::index::{Event, Kind, Object};
 use crate::model::ObjectName;
 use crate::source::{Closed, Source, SourceError, send};
@@ -67,6 +67,16 @@ impl Source for KubeApi {
 
     fn run(self: Box<Self>, to: mpsc::Sender<Input>) -> BoxFuture<'static, Result<(), SourceError>> {
         let Self { client, node, .. } = *self;
+        let own = node.clone();
+        let nodes = Watch {
+            // Rule 4.
+            config: watcher::Config::default().fields(&format!("metadata.name={node}")),
+            api: Api::<core::Node>::all(client.clone()),
+            kind: Kind::Node,
+            decode: move |object: &core::Node| {
+                node::decode(object, &own).map(|decoded| mapped(decoded, Object::Node)).map_err(|e| e.to_string())
+            },
+        };
         let services = Watch {
             api: Api::<core::Service>::all(client.clone()),
             // Rule 1: those that another proxy serves, and headless ones, never leave the server.
@@ -79,7 +89,7 @@ impl Source for KubeApi {
             },
         };
         let slices = Watch {
-            api: Api::<discovery::EndpointSlice>::all(client),
+            api: Api::<discovery::EndpointSlice>::all(client.clone()),
             // Rule 2.
             config: watcher::Config::default().labels(&format!("!{}", labels::HEADLESS)),
             kind: Kind::EndpointSlice,
@@ -90,9 +100,10 @@ impl Source for KubeApi {
         };
         async move {
             let services = services.follow(to.clone()).instrument(info_span!("services"));
-            let slices = slices.follow(to).instrument(info_span!("endpointslices"));
-            // Both end only when nobody listens any more.
-            futures::future::join(services, slices).await;
+            let slices = slices.follow(to.clone()).instrument(info_span!("endpointslices"));
+            let nodes = nodes.follow(to).instrument(info_span!("node"));
+            // All end only when nobody listens any more.
+            futures::future::join3(services, slices, nodes).await;
             Ok(())
         }
         .boxed()

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use proxy_common::abi;
 use proxy_common::algo::timeout::{SCTP, TCP, UDP};
 
-/// `namespace/name` of a Service or EndpointSlice. Cheap to clone: an index holds each several times.
+/// `namespace/name` of a Service or EndpointSlice, or the name of something that is in no namespace. Cheap to clone: an
+/// index holds each several times.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectName {
     /// One allocation for both parts; neither can contain a slash.
@@ -38,6 +39,12 @@ impl ObjectName {
         Ok(Self::new(namespace, name))
     }
 
+    /// The same for an object that is in no namespace.
+    pub fn checked_cluster_wide(name: &str, max: usize) -> Result<Self, NameError> {
+        check_part(name, max)?;
+        Ok(Self::new("", name))
+    }
+
     /// The namespace.
     pub fn namespace(&self) -> &str {
         self.joined.split_once('/').map_or("", |(namespace, _)| namespace)
@@ -63,7 +70,7 @@ fn check_part(part: &str, max: usize) -> Result<(), NameError> {
 
 impl fmt::Display for ObjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.joined)
+        f.write_str(self.joined.trim_start_matches('/'))
     }
 }
 

@@ -101,7 +101,7 @@ struct Follower {
 
 impl Follower {
     async fn first_list(&mut self, to: &mpsc::Sender<Input>) -> Result<Result<(), Closed>, SourceError> {
-        let mut events = vec![Event::Init(Kind::Service), Event::Init(Kind::EndpointSlice)];
+        let mut events = Vec::from(Kind::ALL.map(Event::Init));
         for name in self.list()? {
             // Nothing is known yet, so that every event brings an object.
             let read = self.update(&name);
@@ -110,7 +110,7 @@ impl Follower {
                 _ => None,
             }));
         }
-        events.extend([Event::InitDone(Kind::Service), Event::InitDone(Kind::EndpointSlice)]);
+        events.extend(Kind::ALL.map(Event::InitDone));
         let (files, objects) = self.files.counts();
         info!(dir = %self.dir.display(), files, objects, "manifests read");
         Ok(send_all(to, events).await)

@@ -2,9 +2,20 @@
 
 use std::time::Duration;
 
-use tracing::{debug, trace, warn};
+use tracing::{debug, info, trace, warn};
 
-use super::{Change, Dataplane, DataplaneError, Desired, Grace, MapOp, Subject, Sync};
+use super::{Answer, Change, Dataplane, DataplaneError, Desired, Grace, MapOp, Subject, Sync};
+
+fn report(answer: &Answer) {
+    match answer {
+        Answer::Given => {}
+        Answer::Node(addresses) if addresses.is_empty() => warn!(
+            "the API server knows no address of this node: NodePorts are answered at all of its addresses; give \
+             --node-name the name of its Node, or --nodeport-addresses"
+        ),
+        Answer::Node(addresses) => info!(?addresses, "the Node says which addresses answer NodePorts"),
+    }
+}
 
 impl<D: Dataplane> Sync<D> {
     pub(super) fn sync_service(&mut self, desired: &Desired, now: Duration) {
@@ -24,9 +35,13 @@ impl<D: Dataplane> Sync<D> {
     }
 
     pub(super) fn sync_node(&mut self, now: Duration) {
-        let change = self.index.node_addrs().map(|addrs| self.ledger.change_node(addrs));
-        if let Some(change) = change {
-            self.carry_out(change, None, now);
+        let answer = self.node_ports.answer(&self.index);
+        let Some(addrs) = self.index.node_addrs().map(|addrs| answer.apply(addrs)) else { return };
+        let change = self.ledger.change_node(&addrs);
+        self.carry_out(change, None, now);
+        if self.answer.as_ref() != Some(&answer) {
+            report(&answer);
+            self.answer = Some(answer);
         }
     }
 

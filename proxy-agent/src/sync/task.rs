@@ -8,6 +8,7 @@ use tokio::task::JoinHandle;
 
 use super::{Dataplane, DataplaneError, Event, Sync};
 use crate::dataplane::MapName;
+use crate::plan::node_ports::NodePorts;
 use crate::status::News;
 
 /// What the task is told.
@@ -26,11 +27,12 @@ const RETIRE_RETRY: Duration = Duration::from_secs(1);
 /// the first time when every Service of the first full list was seen to.
 pub async fn run<D: Dataplane>(
     dataplane: D,
+    node_ports: NodePorts,
     mut inputs: mpsc::Receiver<Input>,
     status: mpsc::UnboundedSender<News>,
 ) -> Result<(), DataplaneError> {
     let epoch = Instant::now();
-    let mut sync = Sync::new(dataplane, Duration::ZERO)?;
+    let mut sync = Sync::new(dataplane, Duration::ZERO)?.with_node_ports(node_ports);
     let mut grace: Option<JoinHandle<Result<(), DataplaneError>>> = None;
     let mut told = false;
     loop {

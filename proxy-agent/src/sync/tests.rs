@@ -14,7 +14,7 @@ use crate::dataplane::{Capacities, MapName, Snapshot};
 use crate::diff::QUIET;
 use crate::index::{Kind, Object};
 use crate::model::{
-    Endpoint, EndpointSlice, IpFamily, ObjectName, Protocol, Service, ServicePort, ServiceType, SlicePort,
+    Endpoint, EndpointSlice, IpFamily, Node, ObjectName, Protocol, Service, ServicePort, ServiceType, SlicePort,
 };
 
 fn service(name: &str, ip: u8, ports: &[(&str, u16)]) -> Service {
@@ -556,6 +556,76 @@ fn a_node_port_has_its_bit_exactly_while_it_exists() {
     rig.events([apply_service(tcp)]);
     assert_eq!(bits(&rig), BTreeMap::new());
     assert!(rig.sync.board().entries()[0].unserved[0].contains("NodePort 30081/TCP"));
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// Addresses of a node with two of IPv4, of which the route prefers the first.
+fn own_addresses() -> Event {
+    let first = NodeAddr::LOCAL | NodeAddr::NODE_PORTS;
+    let addrs = [("192.0.2.1", first), ("192.0.2.2", NodeAddr::LOCAL), ("2001:db8::1", NodeAddr::LOCAL)];
+    Event::NodeAddrs(addrs.map(|(addr, flags)| (ip(addr), flags)).into())
+}
+
+fn own_node(addresses: &[&str]) -> Event {
+    let addresses = addresses.iter().map(|addr| ip(addr)).collect();
+    Event::Apply(Object::Node(Node { name: ObjectName::new("", "node-a"), addresses, zone: None }))
+}
+
+/// The addresses that answer NodePorts.
+fn answering(rig: &Rig) -> Vec<String> {
+    let answers = |(_, flags): &(&IpAddr, &u32)| *flags & NodeAddr::NODE_PORTS != 0;
+    rig.snapshot().node_addrs.iter().filter(answers).map(|(addr, _)| addr.to_string()).collect()
+}
+
+#[test]
+fn rule_85_the_ips_of_the_node_answer_node_ports() {
+    let mut rig = Rig::synced();
+    rig.events([own_addresses()]);
+    assert_eq!(answering(&rig), ["192.0.2.1"], "there is no Node: as the devices have it");
+    rig.events([own_node(&["192.0.2.2", "2001:db8::1"])]);
+    assert_eq!(answering(&rig), ["192.0.2.2", "2001:db8::1"]);
+    // The addresses may change in place, and a family without one answers everywhere (rule 86).
+    rig.events([own_node(&["2001:db8::1"])]);
+    assert_eq!(answering(&rig), ["192.0.2.1", "192.0.2.2", "2001:db8::1"]);
+    rig.events([own_node(&["192.0.2.2"])]);
+    assert_eq!(answering(&rig), ["192.0.2.2", "2001:db8::1"]);
+    // Rule 118: a Node that was deleted stays known, also if a new list does not name it.
+    rig.events([delete(Kind::Node, "node-a"), Event::Init(Kind::Node), Event::InitDone(Kind::Node)]);
+    assert_eq!(answering(&rig), ["192.0.2.2", "2001:db8::1"]);
+    assert!(rig.snapshot().node_addrs.values().all(|flags| flags & NodeAddr::LOCAL != 0));
+
+    let mut given = Rig::new(Capacities::default());
+    given.sync = given.sync.with_node_ports(NodePorts::Given);
+    given.events(empty_lists());
+    given.events([own_addresses(), own_node(&["192.0.2.2"])]);
+    assert_eq!(answering(&given), ["192.0.2.1"], "networks of --nodeport-addresses ask no Node");
+}
+
+#[test]
+fn rule_146_the_first_writes_wait_for_the_nodes_addresses_but_not_for_ever() {
+    let waiting = || {
+        let mut rig = Rig::new(Capacities::default());
+        rig.sync = rig.sync.with_node_ports(NodePorts::OfNode);
+        assert_eq!(rig.sync.next_wake(), None, "the lists are waited for without a limit");
+        rig.events(empty_lists());
+        rig.events([own_addresses(), own_node(&[])]);
+        assert_eq!((rig.maps.writes(), rig.sync.next_wake()), (0, Some(Duration::from_secs(30))));
+        rig
+    };
+    let mut rig = waiting();
+    rig.events([own_node(&["192.0.2.2"])]);
+    assert_eq!(answering(&rig), ["192.0.2.2", "2001:db8::1"]);
+
+    let mut rig = waiting();
+    rig.pass(Duration::from_secs(29));
+    assert_eq!(rig.maps.writes(), 0);
+    rig.pass(Duration::from_secs(1));
+    assert_eq!(answering(&rig), ["192.0.2.1", "192.0.2.2", "2001:db8::1"], "none is known, so all answer");
+    rig.events([own_node(&["192.0.2.1"])]);
+    assert_eq!(answering(&rig), ["192.0.2.1", "2001:db8::1"], "it is never too late");
 }
 
 /// One step of a random history.

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -85,7 +85,7 @@ impl Cluster {
     }
 
     /// The addresses of the pods of these names.
-    pub(crate) fn addresses(&self, pods: &[&str], v6: bool) -> Vec<std::net::IpAddr> {
+    pub(crate) fn addresses(&self, pods: &[&str], v6: bool) -> Vec<IpAddr> {
         pods.iter().map(|name| self.lab.pod(name).unwrap_or_else(|| panic!("no pod {name}")).ip(v6)).collect()
     }
 
@@ -174,14 +174,22 @@ fn create_node(api: &Api, lab: &Lab) {
         "metadata": {"name": NODE_NAME, "labels": {"topology.kubernetes.io/zone": "zone-a"}},
     }))
     .unwrap();
-    let status = json!({"status": {"addresses": [
-        {"type": "InternalIP", "address": lab.node.v4.to_string()},
-        {"type": "InternalIP", "address": lab.node.v6.to_string()},
-    ]}});
+    let addresses = [lab.node.v4.into(), lab.node.v6.into()];
     api.call(async move |client| {
         let nodes = kube::Api::<Node>::all(client);
-        nodes.create(&kube::api::PostParams::default(), &node).await?;
-        nodes.patch_status(NODE_NAME, &kube::api::PatchParams::default(), &kube::api::Patch::Merge(&status)).await
+        nodes.create(&kube::api::PostParams::default(), &node).await
+    })
+    .unwrap();
+    set_node_addresses(api, &addresses);
+}
+
+/// Gives the Node these InternalIPs, as the kubelet does.
+pub(crate) fn set_node_addresses(api: &Api, addresses: &[IpAddr]) {
+    let addresses: Vec<_> = addresses.iter().map(|ip| json!({"type": "InternalIP", "address": ip})).collect();
+    let status = json!({"status": {"addresses": addresses}});
+    api.call(async move |client| {
+        let (params, patch) = (kube::api::PatchParams::default(), kube::api::Patch::Merge(&status));
+        kube::Api::<Node>::all(client).patch_status(NODE_NAME, &params, &patch).await
     })
     .unwrap();
 }

@@ -11,6 +11,7 @@ mod fixture;
 mod labels;
 mod latency;
 mod objects;
+mod own_node;
 mod plane;
 mod prober;
 mod reach;

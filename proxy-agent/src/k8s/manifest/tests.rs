@@ -10,7 +10,7 @@ fn services(text: &str) -> Vec<Service> {
     assert!(manifest.problems.is_empty(), "{:?}", manifest.problems);
     let only = |object| match object {
         Object::Service(service) => Some(service),
-        Object::Slice(_) => None,
+        Object::Slice(_) | Object::Node(_) => None,
     };
     manifest.objects.into_iter().filter_map(only).collect()
 }
@@ -18,7 +18,7 @@ fn services(text: &str) -> Vec<Service> {
 fn slices(text: &str) -> Vec<EndpointSlice> {
     let only = |object| match object {
         Object::Slice(slice) => Some(slice),
-        Object::Service(_) => None,
+        Object::Service(_) | Object::Node(_) => None,
     };
     parse(text, "node-a").objects.into_iter().filter_map(only).collect()
 }
@@ -259,6 +259,22 @@ fn several_documents_and_lists_are_read() {
     let json =
         r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "j"}, "spec": {"clusterIP": "10.96.0.4"}}"#;
     assert_eq!(names(json), ["j"]);
+}
+
+#[test]
+fn rule_4_the_own_node_is_read_and_no_other() {
+    let node = |name: &str| {
+        format!(
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nstatus: {{addresses: [{{type: InternalIP, address: 192.0.2.1}}]}}\n"
+        )
+    };
+    let manifest = parse(&format!("{}---\n{}", node("node-b"), node("node-a")), "node-a");
+    assert!(manifest.problems.is_empty(), "{:?}", manifest.problems);
+    let [Object::Node(own)] = &manifest.objects[..] else { panic!("{:?}", manifest.objects) };
+    assert_eq!((own.name.to_string().as_str(), &own.addresses[..]), ("node-a", &[IpAddr::from([192, 0, 2, 1])][..]));
+    assert!(
+        problems("apiVersion: v1\nkind: Node\nmetadata: {name: ''}")[0].starts_with("document 1, Node : metadata:")
+    );
 }
 
 #[test]

@@ -1,0 +1,116 @@
+//! The own Node: kube-proxy's rules 4, 57 and 140.
+
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1 as core;
+
+use super::{Decoded, Warning, labels, parse_usable_address};
+use crate::model::{NameError, Node, ObjectName};
+
+/// Longest name of a Node, a DNS subdomain.
+const MAX_NAME: usize = 253;
+
+/// Why a Node cannot be used at all.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NodeError {
+    /// Its name.
+    #[error("metadata: {0}")]
+    Name(#[from] NameError),
+}
+
+/// Decodes a Node. Another than `own` comes out as none.
+pub fn decode(object: &core::Node, own: &str) -> Result<Decoded<Node>, NodeError> {
+    let meta = &object.metadata;
+    let name = ObjectName::checked_cluster_wide(meta.name.as_deref().unwrap_or_default(), MAX_NAME)?;
+    if name.name() != own {
+        return Ok(Decoded::skipped());
+    }
+    let mut warnings = Vec::new();
+    let zone = meta.labels.as_ref().and_then(|labels| labels.get(labels::ZONE)).filter(|zone| !zone.is_empty());
+    let node = Node { name, addresses: addresses(object, &mut warnings), zone: zone.map(|zone| zone.as_str().into()) };
+    Ok(Decoded { object: Some(node), warnings })
+}
+
+/// The first InternalIP, or else ExternalIP, and the first of the other family in the same order.
+fn addresses(object: &core::Node, warnings: &mut Vec<Warning>) -> Vec<IpAddr> {
+    let listed = object.status.iter().flat_map(|status| status.addresses.iter().flatten()).enumerate();
+    let mut found: Vec<IpAddr> = Vec::new();
+    for kind in ["InternalIP", "ExternalIP"] {
+        for (i, address) in listed.clone().filter(|(_, address)| address.type_ == kind) {
+            match parse_usable_address(&address.address) {
+                Ok(addr) if found.iter().all(|other| other.is_ipv4() != addr.is_ipv4()) => found.push(addr),
+                Ok(_) => {}
+                Err(error) => {
+                    let field = format!("status.addresses[{i}].address");
+                    warnings.push(Warning { field, problem: error.to_string() });
+                }
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(value: serde_json::Value) -> core::Node {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn with_addresses(addresses: &[(&str, &str)]) -> Decoded<Node> {
+        let entry = |(kind, address): &(&str, &str)| serde_json::json!({"type": kind, "address": address});
+        let addresses: Vec<_> = addresses.iter().map(entry).collect();
+        let status = serde_json::json!({"metadata": {"name": "node-a"}, "status": {"addresses": addresses}});
+        decode(&node(status), "node-a").unwrap()
+    }
+
+    #[test]
+    fn rule_140_internal_addresses_come_first_and_one_of_each_family_counts() {
+        for (listed, expected) in [
+            (&[][..], &[][..]),
+            (&[("Hostname", "node-a"), ("InternalIP", "192.0.2.1")], &["192.0.2.1"]),
+            (&[("InternalIP", "192.0.2.1"), ("InternalIP", "192.0.2.2")], &["192.0.2.1"]),
+            (&[("ExternalIP", "198.51.100.1"), ("InternalIP", "192.0.2.1")], &["192.0.2.1"]),
+            (&[("ExternalIP", "198.51.100.1")], &["198.51.100.1"]),
+            (&[("InternalIP", "2001:db8::1"), ("InternalIP", "192.0.2.1")], &["2001:db8::1", "192.0.2.1"]),
+            (&[("ExternalIP", "2001:db8::2"), ("InternalIP", "192.0.2.1")], &["192.0.2.1", "2001:db8::2"]),
+            (&[("InternalIP", "192.0.02.001")], &["192.0.2.1"]),
+        ] {
+            let found: Vec<_> =
+                with_addresses(listed).object.unwrap().addresses.iter().map(ToString::to_string).collect();
+            assert_eq!(found, expected, "{listed:?}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_is_none_is_left_out_with_a_warning() {
+        let decoded =
+            with_addresses(&[("InternalIP", "nonsense"), ("InternalIP", "127.0.0.1"), ("ExternalIP", "192.0.2.1")]);
+        assert_eq!(decoded.warnings.len(), 2);
+        assert!(decoded.warnings[0].field == "status.addresses[0].address", "{:?}", decoded.warnings);
+        assert_eq!(decoded.object.unwrap().addresses, [IpAddr::from([192, 0, 2, 1])]);
+    }
+
+    #[test]
+    fn rule_57_an_empty_zone_is_none() {
+        let zone = |zone: &str| {
+            let labels =
+                serde_json::json!({"topology.kubernetes.io/zone": zone, "failure-domain.beta.kubernetes.io/zone": "b"});
+            decode(&node(serde_json::json!({"metadata": {"name": "node-a", "labels": labels}})), "node-a")
+                .unwrap()
+                .object
+                .unwrap()
+                .zone
+        };
+        assert_eq!(zone("a").as_deref(), Some("a"));
+        assert_eq!(zone(""), None);
+    }
+
+    #[test]
+    fn rule_4_another_node_is_not_read() {
+        let other = node(serde_json::json!({"metadata": {"name": "node-b"}}));
+        assert_eq!(decode(&other, "node-a").unwrap().object, None);
+        decode(&core::Node::default(), "").unwrap_err();
+    }
+}

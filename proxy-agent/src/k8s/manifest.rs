@@ -127,11 +127,24 @@ impl Reader<'_> {
         // The beginning of an object, perhaps: the rest is still to be written.
         self.manifest.broken |= version.is_empty() || name.name().is_empty();
         let id = Id { label: format!("{kind} {name}"), name };
+        let own = self.node;
         match (version.as_str(), kind.as_str()) {
-            ("v1", "Service") => self.service(value, &id),
-            ("discovery.k8s.io/v1", "EndpointSlice") => self.slice(value, &id),
-            ("v1", "Endpoints") => self.endpoints(value, &id),
-            ("v1", "Node") => self.node(value, &id),
+            ("v1", "Service") => {
+                self.object(value, &id, Kind::Service, service::decode, |service| vec![Object::Service(service)]);
+            }
+            ("discovery.k8s.io/v1", "EndpointSlice") => {
+                let decode = |object: &discovery::EndpointSlice| endpoint_slice::decode(object, own);
+                self.object(value, &id, Kind::EndpointSlice, decode, |slice| vec![Object::Slice(slice)]);
+            }
+            ("v1", "Endpoints") => {
+                let decode = |object: &core::Endpoints| endpoints::decode(object, own);
+                let slices = |slices: Vec<_>| slices.into_iter().map(Object::Slice).collect();
+                self.object(value, &id, Kind::EndpointSlice, decode, slices);
+            }
+            ("v1", "Node") => {
+                let decode = |object: &core::Node| node::decode(object, own);
+                self.object(value, &id, Kind::Node, decode, |node| vec![Object::Node(node)]);
+            }
             (_, "Service" | "EndpointSlice" | "Endpoints" | "Node") => {
                 let known = if kind == "EndpointSlice" { "discovery.k8s.io/v1" } else { "v1" };
                 self.problem(&id.label, format_args!("apiVersion {version:?} is not read; give {known}"), None);
@@ -144,54 +157,27 @@ impl Reader<'_> {
         }
     }
 
-    fn service(&mut self, value: Value, id: &Id) {
-        let keeps = (Kind::Service, id.name.clone());
-        let Some(object) = self.typed::<core::Service>(value, id, &keeps) else { return };
-        match service::decode(&object) {
-            Ok(decoded) => self.decoded(decoded, id, |service| vec![Object::Service(service)]),
-            Err(error) => self.problem(&id.label, error, Some(keeps)),
-        }
-    }
-
-    fn slice(&mut self, value: Value, id: &Id) {
-        let keeps = (Kind::EndpointSlice, id.name.clone());
-        let Some(object) = self.typed::<discovery::EndpointSlice>(value, id, &keeps) else { return };
-        match endpoint_slice::decode(&object, self.node) {
-            Ok(decoded) => self.decoded(decoded, id, |slice| vec![Object::Slice(slice)]),
-            Err(error) => self.problem(&id.label, error, Some(keeps)),
-        }
-    }
-
-    fn endpoints(&mut self, value: Value, id: &Id) {
-        let keeps = (Kind::EndpointSlice, id.name.clone());
-        let Some(object) = self.typed::<core::Endpoints>(value, id, &keeps) else { return };
-        match endpoints::decode(&object, self.node) {
-            Ok(decoded) => self.decoded(decoded, id, |slices| slices.into_iter().map(Object::Slice).collect()),
-            Err(error) => self.problem(&id.label, error, Some(keeps)),
-        }
-    }
-
-    fn node(&mut self, value: Value, id: &Id) {
-        let keeps = (Kind::Node, id.name.clone());
-        let Some(object) = self.typed::<core::Node>(value, id, &keeps) else { return };
-        match node::decode(&object, self.node) {
-            Ok(decoded) => self.decoded(decoded, id, |node| vec![Object::Node(node)]),
-            Err(error) => self.problem(&id.label, error, Some(keeps)),
-        }
-    }
-
-    fn typed<T: DeserializeOwned>(&mut self, value: Value, id: &Id, keeps: &(Kind, ObjectName)) -> Option<T> {
-        match serde_path_to_error::deserialize::<_, T>(value) {
-            Ok(object) => Some(object),
+    /// Reads one object of a kind. `objects` makes the index' objects of it.
+    fn object<K: DeserializeOwned, T, E: fmt::Display>(
+        &mut self,
+        value: Value,
+        id: &Id,
+        kind: Kind,
+        decode: impl FnOnce(&K) -> Result<Decoded<T>, E>,
+        objects: impl FnOnce(T) -> Vec<Object>,
+    ) {
+        let keeps = (kind, id.name.clone());
+        let object: K = match serde_path_to_error::deserialize(value) {
+            Ok(object) => object,
             Err(error) => {
                 let (path, problem) = (error.path().to_string(), error.inner().to_string());
-                self.problem(&id.label, format_args!("{path}: {problem}"), Some(keeps.clone()));
-                None
+                return self.problem(&id.label, format_args!("{path}: {problem}"), Some(keeps));
             }
-        }
-    }
-
-    fn decoded<T>(&mut self, decoded: Decoded<T>, id: &Id, objects: impl FnOnce(T) -> Vec<Object>) {
+        };
+        let decoded = match decode(&object) {
+            Ok(decoded) => decoded,
+            Err(error) => return self.problem(&id.label, error, Some(keeps)),
+        };
         decoded.warnings.iter().for_each(|warning: &Warning| self.problem(&id.label, warning, None));
         self.manifest.objects.extend(decoded.object.map(objects).into_iter().flatten());
     }

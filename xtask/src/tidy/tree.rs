@@ -18,7 +18,7 @@ pub(super) struct Tree {
     files: Vec<File>,
 }
 
-/// Folders that hold nothing written by hand.
+/// What holds nothing written by hand. `.git` is a file in a work tree beside the first.
 const SKIPPED: [&str; 4] = [".git", "target", ".cache", "node_modules"];
 
 impl Tree {
@@ -63,9 +63,12 @@ fn collect(dir: &Path, prefix: &str, files: &mut Vec<File>) -> Result<()> {
     for entry in fs::read_dir(dir).with_context(|| format!("reading the folder {}", dir.display()))? {
         let entry = entry.with_context(|| format!("reading the folder {}", dir.display()))?;
         let name = entry.file_name().to_string_lossy().into_owned();
+        if SKIPPED.contains(&name.as_str()) {
+            continue;
+        }
         let path = format!("{prefix}{name}");
         let kind = entry.file_type().with_context(|| format!("looking at {path}"))?;
-        if kind.is_dir() && !SKIPPED.contains(&name.as_str()) {
+        if kind.is_dir() {
             collect(&entry.path(), &format!("{path}/"), files)?;
         } else if kind.is_file() {
             // What is no UTF-8 is no text; a file that vanished meanwhile is none of ours.

@@ -91,35 +91,12 @@ fn run_tier(tier: Tier, filter: &[String]) -> Row {
             }
         }
     }
-    if tier.is_timed()
-        && (1..=AGAIN).contains(&counts.failures.len())
-        && counts.failed as usize == counts.failures.len()
-    {
-        problems = again(tier, &mut counts, problems);
-    }
     if problems.is_empty() && counts.passed == 0 && filter.is_empty() {
         counts.failed += 1;
         problems.push("no test ran".to_owned());
     }
     let status = if counts.failed == 0 { Status::Passed } else { Status::Failed };
     Row { tier, status, counts, elapsed: start.elapsed(), notes: problems }
-}
-
-/// So many failures of a tier that measures times may be the machine's; more are not.
-const AGAIN: usize = 12;
-
-/// Runs what failed once more, alone. What passes then is said in the report, by name, and does not fail the tier: a
-/// machine that slept for half a second is no error of ours. What fails twice has failed.
-fn again(tier: Tier, counts: &mut Counts, problems: Vec<String>) -> Vec<String> {
-    println!("\n=== {}: once more, what failed ===", tier.name());
-    let mut second = Counts::default();
-    let ran = tier.commands(&counts.failures).into_iter().all(|cmd| stream(cmd, tier.limit(), &mut second).is_ok());
-    if !ran || second.failed != 0 || (second.passed as usize) < counts.failures.len() {
-        return problems;
-    }
-    let names = std::mem::take(&mut counts.failures);
-    counts.passed += std::mem::take(&mut counts.failed);
-    vec![format!("passed only when run again, alone: {}", names.join(", "))]
 }
 
 /// Runs a command, shows what it prints as it comes, and counts the tests in it.

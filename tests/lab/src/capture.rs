@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::{netns::Namespace, packet::Packet, sys};
+use crate::{client::PATIENCE, netns::Namespace, packet::Packet, server::wait_until, sys};
 
 /// A running capture.
 #[derive(Debug)]
@@ -43,6 +43,12 @@ impl Capture {
             .spawn(move || listen(&socket, &sink, &stopped))
             .context("cannot start a capture thread")?;
         Ok(Self { packets, stop, thread: Some(thread) })
+    }
+
+    /// Waits until a packet like this one is recorded. False if none comes.
+    pub fn wait_for(&self, wanted: impl Fn(&Packet) -> bool) -> bool {
+        let seen = || self.packets.lock().unwrap_or_else(PoisonError::into_inner).iter().any(&wanted);
+        wait_until(PATIENCE, seen)
     }
 
     /// What was recorded so far, without ending the capture.
@@ -75,7 +81,9 @@ impl Drop for Capture {
 
 fn listen(socket: &OwnedFd, sink: &Mutex<Vec<Packet>>, stop: &AtomicBool) {
     let mut buffer = vec![0; 1 << 17];
-    while !stop.load(Ordering::Relaxed) {
+    loop {
+        // Looked at first: what the socket holds when the end is asked for is read all the same.
+        let last = stop.load(Ordering::Relaxed);
         // An interrupted wait is a short wait.
         poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], PollTimeout::from(5u8)).ok();
         loop {
@@ -89,6 +97,9 @@ fn listen(socket: &OwnedFd, sink: &Mutex<Vec<Packet>>, stop: &AtomicBool) {
                 // The device went away or down; there is nothing more to see.
                 Err(_) => return,
             }
+        }
+        if last {
+            return;
         }
     }
 }

@@ -18,9 +18,15 @@ use nix::{
 
 use crate::{
     netns::Namespace,
-    sys,
+    schedule, sys,
     wire::{self, Answer, Proto},
 };
+
+/// How long an answer is waited for. A busy machine makes a test slower, not red: what is lost shows in other ways, a
+/// datagram by an answer that never comes, a segment by [`Outcome::Resent`].
+pub const PATIENCE: Duration = Duration::from_secs(10);
+/// A pause of the machine that may make TCP send again what was not lost: half of its shortest timer.
+const SPURIOUS: Duration = Duration::from_millis(100);
 
 /// How an attempt ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +41,8 @@ pub enum Outcome {
     Reset,
     /// ICMP host or network unreachable, or prohibited.
     Unreachable,
+    /// It ended so, but only after a TCP segment had been sent again: a packet was lost.
+    Resent(Box<Self>),
     /// Anything else, in words.
     Broken(String),
 }
@@ -45,6 +53,14 @@ impl Outcome {
         match self {
             Self::Answered(answer) => Some(answer),
             _ => None,
+        }
+    }
+
+    /// The same, also of an answer that took a segment sent again.
+    pub fn answer_at_last(&self) -> Option<&Answer> {
+        match self {
+            Self::Resent(end) => end.answer(),
+            _ => self.answer(),
         }
     }
 
@@ -65,6 +81,17 @@ impl Outcome {
             _ => Self::Broken(error.to_string()),
         }
     }
+
+    /// What an attempt since `start` comes to if it sent so many segments again. A machine that slept sends again what
+    /// was not lost.
+    fn judged(self, resent: u32, start: Instant) -> Self {
+        let ended = matches!(self, Self::Answered(_) | Self::Refused);
+        if ended && resent > 0 && schedule::longest_pause(start, Instant::now()) < SPURIOUS {
+            Self::Resent(Box::new(self))
+        } else {
+            self
+        }
+    }
 }
 
 impl fmt::Display for Outcome {
@@ -75,6 +102,7 @@ impl fmt::Display for Outcome {
             Self::Timeout => f.write_str("timeout"),
             Self::Reset => f.write_str("reset"),
             Self::Unreachable => f.write_str("unreachable"),
+            Self::Resent(end) => write!(f, "a packet was lost and sent again, then {end}"),
             Self::Broken(why) => write!(f, "broken: {why}"),
         }
     }
@@ -109,15 +137,23 @@ pub struct Ask {
 }
 
 impl Ask {
-    /// From any address and a fresh port; half a second of patience, which outlives no SYN retransmission.
+    /// From any address and a fresh port, with [`PATIENCE`].
     pub fn new(proto: Proto, to: SocketAddr) -> Self {
-        Self { proto, to, from: None, timeout: Duration::from_millis(500) }
+        Self { proto, to, from: None, timeout: PATIENCE }
     }
 
     /// With this source port, from any address.
     pub fn port(self, port: u16) -> Self {
         let any = if self.to.is_ipv6() { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
         self.from(SocketAddr::new(any, port))
+    }
+
+    /// With this source port, from the address it has.
+    pub fn from_port(self, port: u16) -> Self {
+        match self.from {
+            Some(from) => self.from(SocketAddr::new(from.ip(), port)),
+            None => self.port(port),
+        }
     }
 
     /// From this address.
@@ -138,11 +174,15 @@ impl Ask {
     /// Asks once, from the namespace of the calling thread.
     pub fn here(&self) -> Attempt {
         let start = Instant::now();
-        let outcome = match Conversation::open_here(self) {
-            Ok(mut conversation) => conversation.ask().outcome,
-            Err(outcome) => outcome,
+        let (outcome, end) = match Conversation::open_here(self) {
+            Ok(mut conversation) => {
+                let asked = Instant::now();
+                let attempt = conversation.ask();
+                (attempt.outcome, asked + attempt.elapsed)
+            }
+            Err(outcome) => (outcome, Instant::now()),
         };
-        Attempt { outcome, elapsed: start.elapsed() }
+        Attempt { outcome, elapsed: end - start }
     }
 
     /// Opens a conversation from inside the namespace: a TCP connection, or a connected UDP socket.
@@ -162,12 +202,14 @@ enum Stream {
 pub struct Conversation {
     stream: Stream,
     timeout: Duration,
+    /// Segments sent again, as far as an attempt has told.
+    resent: u32,
 }
 
 impl Conversation {
     /// Opens one from the namespace of the calling thread.
     pub fn open_here(ask: &Ask) -> Result<Self, Outcome> {
-        let fd = connect(ask).map_err(|error| Outcome::from_io(&error, false))?;
+        let fd = connect(ask)?;
         let conversation = match ask.proto {
             Proto::Tcp => {
                 let stream = TcpStream::from(fd);
@@ -182,7 +224,7 @@ impl Conversation {
             }
         };
         let stream = conversation.map_err(|error| Outcome::from_io(&error, true))?;
-        Ok(Self { stream, timeout: ask.timeout })
+        Ok(Self { stream, timeout: ask.timeout, resent: 0 })
     }
 
     /// Its own address.
@@ -207,8 +249,15 @@ impl Conversation {
             Stream::Tcp(stream) => ask_stream(stream, &request, nonce),
             Stream::Udp(socket) => ask_socket(socket, &request, nonce, start + self.timeout),
         };
+        let elapsed = start.elapsed();
         let outcome = answered.map_or_else(|error| Outcome::from_io(&error, true), Outcome::Answered);
-        Attempt { outcome, elapsed: start.elapsed() }
+        let resent = match &self.stream {
+            Stream::Tcp(stream) => sys::segments_resent(stream.as_fd()),
+            Stream::Udp(_) => 0,
+        };
+        let outcome = outcome.judged(resent - self.resent, start);
+        self.resent = resent;
+        Attempt { outcome, elapsed }
     }
 
     /// Ends a TCP connection by a reset, which leaves nothing in TIME_WAIT.
@@ -227,7 +276,17 @@ pub fn fresh_nonce() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-fn connect(ask: &Ask) -> io::Result<OwnedFd> {
+fn connect(ask: &Ask) -> Result<OwnedFd, Outcome> {
+    let start = Instant::now();
+    let failed = |error: io::Error| Outcome::from_io(&error, false);
+    let fd = socket_of(ask).map_err(failed)?;
+    match connected(&fd, ask) {
+        Ok(()) => Ok(fd),
+        Err(error) => Err(failed(error).judged(sys::segments_resent(fd.as_fd()), start)),
+    }
+}
+
+fn socket_of(ask: &Ask) -> io::Result<OwnedFd> {
     let family = if ask.to.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
     let kind = match ask.proto {
         Proto::Tcp => SockType::Stream,
@@ -239,6 +298,10 @@ fn connect(ask: &Ask) -> io::Result<OwnedFd> {
         setsockopt(&fd, sockopt::ReuseAddr, &true)?;
         socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(from))?;
     }
+    Ok(fd)
+}
+
+fn connected(fd: &OwnedFd, ask: &Ask) -> io::Result<()> {
     match socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(ask.to)) {
         Ok(()) => {}
         Err(Errno::EINPROGRESS) => {
@@ -246,15 +309,14 @@ fn connect(ask: &Ask) -> io::Result<OwnedFd> {
             if poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLOUT)], timeout)? == 0 {
                 return Err(io::ErrorKind::TimedOut.into());
             }
-            match getsockopt(&fd, sockopt::SocketError)? {
+            match getsockopt(fd, sockopt::SocketError)? {
                 0 => {}
                 code => return Err(io::Error::from_raw_os_error(code)),
             }
         }
         Err(error) => return Err(error.into()),
     }
-    sys::set_blocking(&fd)?;
-    Ok(fd)
+    sys::set_blocking(fd)
 }
 
 fn ask_stream(stream: &mut TcpStream, request: &[u8], nonce: u64) -> io::Result<Answer> {

@@ -21,6 +21,7 @@ pub mod manifest;
 pub mod netns;
 pub mod packet;
 pub mod probe;
+pub mod schedule;
 pub mod server;
 pub mod sys;
 pub mod topology;

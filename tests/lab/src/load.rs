@@ -15,8 +15,9 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
-    client::{Ask, Attempt, Conversation, Outcome},
+    client::{Ask, Attempt, Conversation, Outcome, PATIENCE},
     netns::Namespace,
+    server::wait_until,
     wire::Proto,
 };
 
@@ -40,8 +41,7 @@ pub struct LoadPlan {
 impl LoadPlan {
     /// Four workers with a fresh connection each time, without a pause.
     pub fn new(proto: Proto, to: SocketAddr) -> Self {
-        let (pause, timeout) = (Duration::ZERO, Duration::from_secs(3));
-        Self { proto, to, workers: 4, pause, fresh: true, timeout }
+        Self { proto, to, workers: 4, pause: Duration::ZERO, fresh: true, timeout: PATIENCE }
     }
 }
 
@@ -66,6 +66,8 @@ impl Sample {
 pub struct Load {
     samples: Arc<Mutex<Vec<Sample>>>,
     done: Arc<AtomicU64>,
+    /// Requests begun by each client.
+    begun: Vec<Arc<AtomicU64>>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -73,11 +75,17 @@ pub struct Load {
 impl Load {
     /// Starts the clients inside the namespace.
     pub fn start(ns: &Namespace, plan: LoadPlan) -> Result<Self> {
-        let mut load =
-            Self { samples: Arc::default(), done: Arc::default(), stop: Arc::default(), threads: Vec::new() };
+        let mut load = Self {
+            samples: Arc::default(),
+            done: Arc::default(),
+            begun: (0..plan.workers).map(|_| Arc::default()).collect(),
+            stop: Arc::default(),
+            threads: Vec::new(),
+        };
         for worker in 0..plan.workers {
             let (ns, samples, done, stop) =
                 (ns.clone(), Arc::clone(&load.samples), Arc::clone(&load.done), Arc::clone(&load.stop));
+            let begun = Arc::clone(&load.begun[usize::from(worker)]);
             let thread = std::thread::Builder::new()
                 .name(format!("load-{worker}"))
                 .spawn(move || {
@@ -85,7 +93,7 @@ impl Load {
                         eprintln!("load worker {worker}: {error:#}");
                         return;
                     }
-                    let own = ask_until(&plan, &stop, &done);
+                    let own = ask_until(&plan, &stop, &begun, &done);
                     samples.lock().unwrap_or_else(PoisonError::into_inner).extend(own);
                 })
                 .context("cannot start a load thread")?;
@@ -97,6 +105,13 @@ impl Load {
     /// Requests that have ended so far.
     pub fn done(&self) -> u64 {
         self.done.load(Ordering::Relaxed)
+    }
+
+    /// Waits until every request that has begun by now has ended. False if that took longer than [`PATIENCE`].
+    pub fn turn_over(&self) -> bool {
+        let begun = |client: &Arc<AtomicU64>| client.load(Ordering::Relaxed);
+        let before: Vec<u64> = self.begun.iter().map(begun).collect();
+        wait_until(PATIENCE, || self.begun.iter().map(begun).zip(&before).all(|(now, before)| now > *before))
     }
 
     /// Stops the clients; every result, in the order of their beginning.
@@ -122,11 +137,12 @@ impl Drop for Load {
     }
 }
 
-fn ask_until(plan: &LoadPlan, stop: &AtomicBool, done: &AtomicU64) -> Vec<Sample> {
+fn ask_until(plan: &LoadPlan, stop: &AtomicBool, begun: &AtomicU64, done: &AtomicU64) -> Vec<Sample> {
     let ask = Ask::new(plan.proto, plan.to).timeout(plan.timeout);
     let mut kept: Option<Conversation> = None;
     let mut samples = Vec::new();
     while !stop.load(Ordering::Relaxed) {
+        begun.fetch_add(1, Ordering::Relaxed);
         let start = Instant::now();
         let outcome = match kept.take().map_or_else(|| Conversation::open_here(&ask), Ok) {
             Ok(mut conversation) => {

@@ -125,6 +125,15 @@ impl Namespace {
         run(self.command(program).args(args)).with_context(|| format!("in namespace {}", self.name))
     }
 
+    /// TCP segments that the sockets of the namespace have sent more than once.
+    pub fn segments_resent(&self) -> Result<u64> {
+        let text = self.run(|| fs::read_to_string("/proc/thread-self/net/snmp"))?.context("cannot read net/snmp")?;
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix("Tcp: ")).map(str::split_ascii_whitespace);
+        let at = lines.next().and_then(|mut names| names.position(|name| name == "RetransSegs"));
+        let value = at.and_then(|at| lines.next()?.nth(at));
+        value.and_then(|value| value.parse().ok()).with_context(|| format!("no RetransSegs in net/snmp:\n{text}"))
+    }
+
     /// Sets a sysctl of the namespace, named with dots; a slash within a name stands for itself (`eth0/5`).
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
         let path = format!("/proc/sys/{}", key.replace('.', "/"));

@@ -23,6 +23,18 @@ pub fn set_blocking(fd: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
+/// Segments that a TCP socket has sent more than once, SYNs included. 0 for one of another kind.
+pub fn segments_resent(fd: BorrowedFd<'_>) -> u32 {
+    // SAFETY: tcp_info is integers; zero is a value of each.
+    let mut info: libc::tcp_info = unsafe { mem::zeroed() };
+    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: `info` is ours and as long as stated, and lives through the call.
+    let result = unsafe {
+        libc::getsockopt(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &raw mut length)
+    };
+    if result == 0 { info.tcpi_total_retrans } else { 0 }
+}
+
 /// A packet socket on one device of the calling thread's namespace. `listen` false: it only sends.
 pub fn packet_socket(device: &str, listen: bool) -> io::Result<OwnedFd> {
     let ifindex = nix::net::if_::if_nametoindex(device)?;

@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result};
 use crate::{
     janitor,
     netns::{self, Namespace},
+    schedule,
     server::wait_until,
 };
 
@@ -152,6 +153,7 @@ impl Lab {
     pub fn new(config: LabConfig) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         require_tools()?;
+        schedule::watch();
         let id = match &config.id {
             Some(id) => id.clone(),
             None => {
@@ -367,14 +369,23 @@ impl Lab {
     fn wait_until_wired(&self) -> Result<()> {
         for host in self.all_pods().map(|pod| &pod.host).chain([&self.node, &self.ext]) {
             let mut listing = Ok(String::new());
-            let wired = wait_until(Duration::from_secs(10), || {
+            let wired = wait_until(Duration::from_secs(30), || {
                 listing = host.ns.output("ip", &["-o", "link", "show"]);
                 !listing.as_ref().is_ok_and(|text| text.lines().any(|line| !line.contains("lo:") && !is_active(line)))
             });
             let listing = listing?;
-            anyhow::ensure!(wired, "devices of {} are not up after 10 s:\n{listing}", host.name);
+            anyhow::ensure!(wired, "devices of {} are not up after 30 s:\n{listing}", host.name);
         }
         Ok(())
+    }
+
+    /// TCP segments that any host of the cluster has sent more than once, SYNs and answers included.
+    pub fn segments_resent(&self) -> Result<u64> {
+        let mut sum = 0;
+        for host in self.all_pods().map(|pod| &pod.host).chain([&self.node, &self.ext]) {
+            sum += host.ns.segments_resent()?;
+        }
+        Ok(sum)
     }
 
     /// Packets of state INVALID that the node's netfilter saw, in all its chains. 0 without netfilter.

@@ -6,7 +6,8 @@ use std::{
 };
 
 use fairlead_lab::{
-    Ask, Capture, Lab, LabConfig, Netfilter, Outcome, Proto, Server, Shape, conntrack, janitor, netns, probe,
+    Ask, Capture, Lab, LabConfig, Netfilter, Outcome, Proto, Server, Shape, client::PATIENCE, conntrack, janitor,
+    netns, probe,
 };
 
 const SHAPES: [Shape; 3] = [Shape::Routed, Shape::Bridge { br_netfilter: false }, Shape::Bridge { br_netfilter: true }];
@@ -37,7 +38,6 @@ fn every_host_reaches_every_host_in_every_shape() {
                         if let Some(peer) = peer {
                             assert_eq!(answer.peer.ip(), peer, "{cell}: source seen by {server}");
                         }
-                        assert!(attempt.elapsed < Duration::from_millis(300), "{cell}: {attempt}");
                     };
                     let to_pod = Ask::new(proto, at(pod.ip(v6)));
                     expect(&lab.client.ns, to_pod, "pod-a", Some(lab.client.ip(v6)));
@@ -86,8 +86,7 @@ fn a_silent_server_is_a_timeout_and_a_dead_one_a_refusal() {
     let lab = Lab::new(LabConfig::new(Shape::Bridge { br_netfilter: false }, Netfilter::None)).unwrap();
     let server = SocketAddr::new(lab.pods[0].ip(true), 8080);
     let running = Server::both(&lab.pods[0].ns, "pod-a", &[server]).unwrap();
-    let found =
-        probe::until_answer(&lab.client.ns, server, true, Duration::from_secs(1), |name| name == "pod-a").unwrap();
+    let found = probe::until_answer(&lab.client.ns, server, true, PATIENCE, |name| name == "pod-a").unwrap();
     assert!(found.at >= found.asked);
     let mut conversation = Ask::new(Proto::Tcp, server).open(&lab.client.ns).unwrap().unwrap();
     assert_eq!(conversation.ask().outcome.server(), Some("pod-a"));

@@ -19,6 +19,9 @@ use nix::{
     unistd::Pid,
 };
 
+/// How long an end may take on a busy machine.
+const ENDED: Duration = Duration::from_secs(20);
+
 /// A running `fairlead run --kubeconfig …`. Dropping it ends it and removes its pins.
 pub(crate) struct Agent {
     binary: PathBuf,
@@ -42,7 +45,7 @@ impl Agent {
             child: None,
         };
         agent.launch();
-        agent.wait_synced(Duration::from_secs(30));
+        agent.wait_synced(Duration::from_secs(60));
         agent
     }
 
@@ -63,7 +66,7 @@ impl Agent {
         let Some(mut child) = self.child.take() else { return true };
         // A process that is gone needs no signal.
         kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).ok();
-        let ended = wait_until(Duration::from_secs(5), || !matches!(child.try_wait(), Ok(None)));
+        let ended = wait_until(ENDED, || !matches!(child.try_wait(), Ok(None)));
         if !ended {
             child.kill().ok();
             child.wait().ok();
@@ -115,7 +118,7 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         if !self.stop() {
-            eprintln!("the agent did not end within 5 s of SIGTERM; its log ends with:\n{}", self.log_tail());
+            eprintln!("the agent did not end within {ENDED:?} of SIGTERM; its log ends with:\n{}", self.log_tail());
         }
         let mut cleanup = self.node.command(&self.binary);
         if let Err(error) = netns::run(cleanup.arg("cleanup").arg("--pin-path").arg(&self.pins)) {

@@ -17,7 +17,7 @@ use crate::{agent::Agent, objects, relay::Relay};
 /// The port that the pods' servers listen on.
 pub(crate) const TARGET: u16 = 8080;
 /// How long an effect may take to appear where the case measures something else.
-pub(crate) const SOON: Duration = Duration::from_secs(5);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 /// How long an agent that lost the API server may take to be in step again: its backoff counts in.
 pub(crate) const AFTER_BACKOFF: Duration = Duration::from_secs(40);
 
@@ -104,8 +104,9 @@ impl Cluster {
         is_wanted: impl Fn(&Outcome) -> bool,
     ) -> Duration {
         let began = Instant::now();
-        let ask = Ask::new(proto, to).timeout(Duration::from_millis(200));
+        let mut timeout = Duration::from_millis(200);
         loop {
+            let ask = Ask::new(proto, to).timeout(timeout);
             let outcome = ask.once(&self.lab.client.ns).unwrap().outcome;
             if is_wanted(&outcome) {
                 return began.elapsed();
@@ -115,6 +116,9 @@ impl Cluster {
                 "{to}/{proto} is not {wanted} within {limit:?}: the last attempt was {outcome}; the agent's log:\n{}",
                 self.agent.log_tail()
             );
+            if outcome == Outcome::Timeout {
+                timeout = (timeout * 2).min(Duration::from_secs(2));
+            }
             std::thread::sleep(Duration::from_millis(2));
         }
     }

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fairlead_lab::schedule::{self, Preferred};
 use futures::StreamExt as _;
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use kube::api::PostParams;
@@ -25,18 +26,22 @@ const CHANGES: usize = 100;
 /// Bounds of the median and of the slowest change.
 const MEDIAN: Duration = Duration::from_millis(5);
 const SLOWEST: Duration = Duration::from_millis(50);
-/// A pause between two questions of the prober that shows that the machine is busy with something else.
+/// A pause of the machine, or between two questions of the prober, that spoils a measurement; it is taken again.
 const STALL: Duration = Duration::from_millis(8);
+/// How long that may go on.
+const TRIED: Duration = Duration::from_secs(300);
 /// Shared machines of continuous integration give a process its turn late; there the bounds are this many times wider.
 const CI_FACTOR: u32 = 4;
 
 #[test]
 fn a_hundred_changes_in_a_row_take_effect_within_milliseconds() {
+    let _first = Preferred::new();
     a_hundred_changes(&Cluster::start());
 }
 
 #[test]
 fn a_hundred_changes_among_a_thousand_other_services_are_no_slower() {
+    let _first = Preferred::new();
     let cluster = Cluster::start();
     populate(&cluster, 1000);
     a_hundred_changes(&cluster);
@@ -51,11 +56,14 @@ fn a_hundred_changes(cluster: &Cluster) {
 
     let slices = ["pod-a", "pod-b"].map(|pod| objects::slice("web", false, &cluster.addresses(&[pod], false)));
     let (mut since_request, mut since_answer, mut change) = (Vec::new(), Vec::new(), 0);
+    let began = Instant::now();
     while since_request.len() < CHANGES {
         change += 1;
+        let measured = since_request.len();
         assert!(
-            change <= 2 * CHANGES,
-            "the machine is too busy to measure: the prober missed its turn in {CHANGES} changes"
+            began.elapsed() < TRIED,
+            "the machine is too busy to measure: it paused in {} of {change} changes",
+            change - 1 - measured
         );
         let (old, new) = if change % 2 == 0 { ("pod-b", "pod-a") } else { ("pod-a", "pod-b") };
         let requested = Instant::now();
@@ -67,8 +75,9 @@ fn a_hundred_changes(cluster: &Cluster) {
                 cluster.agent.log_tail()
             )
         });
-        // A prober that was not given the processor has measured nothing.
-        if prober.longest_pause(requested, effect.at) < STALL {
+        // A prober, or a machine, that was not given the processor has measured nothing.
+        let pause = prober.longest_pause(requested, effect.at).max(schedule::longest_pause(requested, effect.at));
+        if pause < STALL {
             since_request.push(effect.at - requested);
             // The watch may be faster than the answer to the write.
             since_answer.push(effect.at.saturating_duration_since(written));
@@ -86,7 +95,7 @@ fn a_hundred_changes(cluster: &Cluster) {
     let of_answer = Summary::of(since_answer);
     println!("{CHANGES} changes, from the request of the write to the first answer:  {of_request}");
     println!("{CHANGES} changes, from the answer to the write to the first answer:  {of_answer}");
-    println!("measured again because the prober missed its turn: {}", change - CHANGES);
+    println!("measured again because the machine paused: {}", change - CHANGES);
     println!("bounds (x {factor}): median {}, slowest {}", ms(MEDIAN * factor), ms(SLOWEST * factor));
     assert!(of_answer.median <= MEDIAN * factor, "the median is over its bound: {of_answer}");
     assert!(of_answer.slowest <= SLOWEST * factor, "the slowest is over its bound: {of_answer}");

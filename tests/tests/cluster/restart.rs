@@ -65,7 +65,7 @@ fn an_agent_that_starts_without_an_api_server_waits_for_it() {
     cluster.create_slices("web", &["pod-a"]);
     cluster.served_by(&vips, "pod-a", SOON);
 
-    assert!(cluster.agent.stop(), "the agent did not end within 5 s of SIGTERM");
+    assert!(cluster.agent.stop(), "the agent did not end after SIGTERM");
     cluster.relay.cut();
     cluster.agent.launch();
     throughout(Duration::from_secs(2), || {

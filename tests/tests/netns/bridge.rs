@@ -40,12 +40,9 @@ fn a_bridged_frame_to_another_host_is_left_alone(cluster: &Cluster, Combo { v6, 
     let captures = [Capture::start(&other.ns, "eth0")?, Capture::start(&cluster.lab.pods[0].ns, "eth0")?];
     let socket = client.ns.run(|| sys::packet_socket("eth0", false))??;
     sys::send_frames(std::os::fd::AsFd::as_fd(&socket), std::slice::from_ref(&bytes))?;
+    let arrived = captures[0].wait_for(|packet| packet.frame == bytes);
     let [at_other, at_endpoint] = captures.map(Capture::stop);
-    ensure!(
-        at_other.iter().any(|packet| packet.frame == bytes),
-        "the frame did not arrive as it was sent; the other host saw:\n{}",
-        capture::show(&at_other)
-    );
+    ensure!(arrived, "the frame did not arrive as it was sent; the other host saw:\n{}", capture::show(&at_other));
     ensure!(
         !at_endpoint.iter().any(|packet| packet.sockets().is_some_and(|(from, _)| from == src)),
         "the frame was translated to the endpoint:\n{}",

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::SocketAddr};
 use anyhow::{Result, ensure};
 use fairlead_lab::{Ask, Lab};
 
-use crate::cell::{Cluster, Combo, TARGET, answered};
+use crate::cell::{Cluster, Combo, TARGET, answered, own_port};
 
 matrix! {
     a_pod_reaches_the_endpoints_on_its_node,
@@ -67,7 +67,8 @@ fn a_pod_reaches_itself_and_sees_the_node(cluster: &Cluster, Combo { v6, proto }
     let (service, pod) = (cluster.service("hairpin"), &cluster.lab.pods[0]);
     let ask = Ask::new(proto, service.vip(v6));
     service.serve(&service.pods(&[0]), &pod.ns, ask)?;
-    let node = answered(&cluster.lab.node.ns, Ask::new(proto, SocketAddr::new(pod.ip(v6), TARGET)))?.peer.ip();
+    let direct = Ask::new(proto, SocketAddr::new(pod.ip(v6), TARGET)).port(own_port());
+    let node = answered(&cluster.lab.node.ns, direct)?.peer.ip();
     for _ in 0..3 {
         let answer = answered(&pod.ns, ask)?;
         ensure!(answer.server == "pod-a" && answer.peer.ip() == node, "pod-a saw {}, not {node}", answer.peer);
@@ -80,7 +81,8 @@ fn a_node_process_reaches_local_endpoints(cluster: &Cluster, Combo { v6, proto }
     let ask = Ask::new(proto, service.vip(v6));
     service.serve(&service.pods(&[0]), &node.ns, ask)?;
     cluster.without_leak(|| {
-        let direct = answered(&node.ns, Ask::new(proto, SocketAddr::new(cluster.pod_ip(0, v6), TARGET)))?;
+        let direct = Ask::new(proto, SocketAddr::new(cluster.pod_ip(0, v6), TARGET)).port(own_port());
+        let direct = answered(&node.ns, direct)?;
         for _ in 0..MANY {
             let answer = answered(&node.ns, ask)?;
             ensure!(

@@ -5,15 +5,16 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use fairlead_lab::{
-    Ask, Capture, Host, Lab, Proto, capture, conntrack,
+    Ask, Capture, Host, Lab, Netfilter, Proto, Shape, capture, conntrack,
     packet::{L4, Packet, RST, SYN},
 };
 
-use crate::cell::{Cluster, Combo, TARGET};
+use crate::cell::{Cluster, Combo, PATIENCE, TARGET, own_port};
 
 matrix! {
     a_pods_traffic_equals_direct_traffic,
@@ -66,10 +67,21 @@ fn shown(packet: &Packet, client: SocketAddr, from: SocketAddr, to: SocketAddr) 
 }
 
 /// One conversation of several requests, observed on both sides and in the node.
-fn observe(cluster: &Cluster, ask: Ask, client: &Party<'_>, endpoint: &Party<'_>, server: SocketAddr) -> Result<Seen> {
+/// `tracked` is the number of connection tracking entries that it leaves, where they matter.
+fn observe(
+    cluster: &Cluster,
+    ask: Ask,
+    client: &Party<'_>,
+    endpoint: &Party<'_>,
+    server: SocketAddr,
+    tracked: Option<usize>,
+) -> Result<Seen> {
+    // Ports of its own: connection tracking remembers for minutes who else had an ephemeral one.
+    let [first, ask] = [ask.from_port(own_port()), ask.from_port(own_port())];
     // A first conversation leaves neighbours resolved, as they are on a node in service.
-    let mut warm = ask.open(&client.host.ns)?.map_err(|outcome| anyhow::anyhow!("{}: {outcome}", ask.to))?;
-    warm.ask().outcome.answer().with_context(|| format!("first answer from {}", ask.to))?;
+    let mut warm = first.open(&client.host.ns)?.map_err(|outcome| anyhow::anyhow!("{}: {outcome}", ask.to))?;
+    let attempt = warm.ask();
+    ensure!(attempt.outcome.answer().is_some(), "first answer from {}: {attempt}", ask.to);
     warm.abort();
     let before = cluster.lab.invalid_packets()?;
     let captures =
@@ -82,7 +94,8 @@ fn observe(cluster: &Cluster, ask: Ask, client: &Party<'_>, endpoint: &Party<'_>
         // A node process may be seen with another source than its socket has; then that is the client's address.
         source = answer.peer;
     }
-    let tracked = entries(cluster, ask.proto, source)?;
+    let tracked =
+        tracked.map_or_else(|| Ok(BTreeSet::new()), |expected| entries(cluster, ask.proto, source, expected))?;
     drop(conversation);
     let [at_endpoint, at_client] = captures.map(Capture::stop);
     let redirects: Vec<_> = at_client.iter().filter(|packet| packet.is_redirect()).collect();
@@ -110,10 +123,30 @@ fn observe(cluster: &Cluster, ask: Ask, client: &Party<'_>, endpoint: &Party<'_>
     })
 }
 
-/// The entries of one client address and port; timers left out. The other transport's cell may have left one of the same
-/// port.
-fn entries(cluster: &Cluster, proto: Proto, client: SocketAddr) -> Result<BTreeSet<String>> {
+/// True if the node's connection tracking sees what passes between the two: not between ports of a bridge whose packets
+/// netfilter does not see.
+fn is_tracked(cluster: &Cluster, client: &Party<'_>, endpoint: &Party<'_>) -> bool {
+    let bridged = cluster.cell.shape == Shape::Bridge { br_netfilter: false };
+    let is_pod = |party: &Party<'_>| cluster.lab.all_pods().any(|pod| pod.name == party.host.name);
+    cluster.cell.netfilter != Netfilter::None && !(bridged && is_pod(client) && is_pod(endpoint))
+}
+
+/// The entries of one client address and port, once there are as many as expected; timers left out.
+fn entries(cluster: &Cluster, proto: Proto, client: SocketAddr, expected: usize) -> Result<BTreeSet<String>> {
+    let start = Instant::now();
+    loop {
+        let found = entries_now(cluster, proto, client)?;
+        if found.len() >= expected || start.elapsed() > PATIENCE {
+            ensure!(found.len() == expected, "{expected} tracked connections of {client} expected, found {found:?}");
+            return Ok(found);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn entries_now(cluster: &Cluster, proto: Proto, client: SocketAddr) -> Result<BTreeSet<String>> {
     let port = |addr: SocketAddr| if addr == client { format!("{}:*", addr.ip()) } else { addr.to_string() };
+    // The same port of the other transport is another's.
     let own =
         |entry: &conntrack::Entry| entry.proto == proto && (entry.original.src == client || entry.reply.dst == client);
     let listed = conntrack::list(&cluster.lab.node.ns)?;
@@ -129,7 +162,8 @@ fn entries(cluster: &Cluster, proto: Proto, client: SocketAddr) -> Result<BTreeS
                 port(entry.original.dst),
                 port(entry.reply.src),
                 port(entry.reply.dst),
-                entry.assured,
+                // Datagrams are assured once they have gone both ways for two seconds, however fast the machine is.
+                proto == Proto::Tcp && entry.assured,
                 entry.unreplied
             )
         })
@@ -144,9 +178,10 @@ fn compare(what: &str, vip: &BTreeSet<String>, direct: &BTreeSet<String>) -> Res
 
 /// Observes both ways to the endpoint and compares everything.
 fn equal(cluster: &Cluster, vip: Ask, server: SocketAddr, client: &Party<'_>, endpoint: &Party<'_>) -> Result<()> {
-    let direct = observe(cluster, Ask { to: server, ..vip }, client, endpoint, server)?;
+    let tracked = Some(usize::from(is_tracked(cluster, client, endpoint)));
+    let direct = observe(cluster, Ask { to: server, ..vip }, client, endpoint, server, tracked)?;
     ensure!(!direct.at_endpoint.is_empty() && !direct.at_client.is_empty(), "nothing was captured of direct traffic");
-    let seen = observe(cluster, vip, client, endpoint, server)?;
+    let seen = observe(cluster, vip, client, endpoint, server, tracked)?;
     compare("packets at the endpoint", &seen.at_endpoint, &direct.at_endpoint)?;
     compare("packets at the client", &seen.at_client, &direct.at_client)?;
     compare("connection tracking entries", &seen.tracked, &direct.tracked)
@@ -204,8 +239,8 @@ fn a_node_processs_traffic_equals_direct_traffic_at_the_endpoint(
     service.serve(&service.pods(&[0]), &node.ns, ask)?;
     let server = SocketAddr::new(pod.ip(v6), TARGET);
     let (client, endpoint) = (Party { host: node, device: &pod.node_device }, Party { host: pod, device: "eth0" });
-    let direct = observe(cluster, Ask { to: server, ..ask }, &client, &endpoint, server)?;
-    let seen = observe(cluster, ask, &client, &endpoint, server)?;
+    let direct = observe(cluster, Ask { to: server, ..ask }, &client, &endpoint, server, None)?;
+    let seen = observe(cluster, ask, &client, &endpoint, server, None)?;
     ensure!(!direct.at_endpoint.is_empty(), "nothing was captured of direct traffic");
     compare("packets at the endpoint", &seen.at_endpoint, &direct.at_endpoint)
 }
@@ -221,8 +256,8 @@ fn a_pods_traffic_to_itself_equals_the_nodes_traffic_at_the_endpoint(
     let server = SocketAddr::new(pod.ip(v6), TARGET);
     let endpoint = || Party { host: pod, device: "eth0" };
     let from_node = Party { host: node, device: &pod.node_device };
-    let direct = observe(cluster, Ask { to: server, ..ask }, &from_node, &endpoint(), server)?;
-    let seen = observe(cluster, ask, &endpoint(), &endpoint(), server)?;
+    let direct = observe(cluster, Ask { to: server, ..ask }, &from_node, &endpoint(), server, None)?;
+    let seen = observe(cluster, ask, &endpoint(), &endpoint(), server, None)?;
     ensure!(!direct.at_endpoint.is_empty(), "nothing was captured of direct traffic");
     compare("packets at the endpoint", &seen.at_endpoint, &direct.at_endpoint)
 }

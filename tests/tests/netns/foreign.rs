@@ -9,7 +9,7 @@ use std::{
 
 use fairlead_lab::{AgentOptions, Ask, Namespace, Outcome, Proto};
 
-use crate::cell::{Cell, Cluster, answered, eventually};
+use crate::cell::{Cell, Cluster, PATIENCE, answered, eventually};
 
 /// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS` of `enum bpf_attach_type`.
 const TCX: [u32; 2] = [46, 47];
@@ -80,7 +80,7 @@ fn a_foreign_tcx_program_keeps_its_say_beside_ours() {
     let (next, drop_all) = (program(NEXT).unwrap(), program(DROP).unwrap());
     for hook in TCX {
         let _beside = attach(&cluster.lab.node.ns, &client.node_device, &next, hook).unwrap();
-        answered(&client.ns, ask).unwrap();
+        answered(&client.ns, ask.timeout(PATIENCE)).unwrap();
         let dropping = attach(&cluster.lab.node.ns, &client.node_device, &drop_all, hook).unwrap();
         let attempt = ask.once(&client.ns).unwrap();
         assert_eq!(attempt.outcome, Outcome::Timeout, "hook {hook}: the foreign verdict was not heard");

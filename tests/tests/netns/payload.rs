@@ -44,12 +44,16 @@ fn large_transfers_arrive_whole(cluster: &Cluster, Combo { v6, proto }: Combo) -
     service.serve(&service.pods(&[0]), &cluster.lab.client.ns, ask)?;
     let askers: [&Host; 4] = [&cluster.lab.client, &cluster.lab.pods[0], &cluster.lab.node, &cluster.lab.ext];
     for from in askers {
-        let patient = ask.timeout(std::time::Duration::from_secs(5));
-        let opened = patient.open(&from.ns)?;
+        let opened = ask.open(&from.ns)?;
         let mut conversation = opened.map_err(|outcome| anyhow::anyhow!("{}: {outcome}", from.name))?;
         for (up, down) in [(SIZE, 0), (0, SIZE), (SIZE, SIZE)] {
             let attempt = conversation.ask_bulk(up, down);
-            ensure!(attempt.outcome.answer().is_some(), "{}, {up} bytes up and {down} down: {attempt}", from.name);
+            // With many segments on their way TCP sends one again where an acknowledgement is a few milliseconds late.
+            ensure!(
+                attempt.outcome.answer_at_last().is_some(),
+                "{}, {up} bytes up and {down} down: {attempt}",
+                from.name
+            );
         }
     }
     answered(&cluster.lab.client.ns, ask).map(drop)

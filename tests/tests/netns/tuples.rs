@@ -1,17 +1,11 @@
 //! One client port, several destinations that are the same endpoint: tuples are never shared.
 
-use std::{
-    net::SocketAddr,
-    sync::atomic::{AtomicU16, Ordering},
-};
+use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, ensure};
 use fairlead_lab::{Ask, Conversation};
 
-use crate::cell::{Cluster, Combo, TARGET};
-
-/// Client ports of these cases; below the ephemeral ones, so that nobody else takes them.
-static NEXT_PORT: AtomicU16 = AtomicU16::new(20_000);
+use crate::cell::{Cluster, Combo, TARGET, own_port};
 
 matrix! {
     one_client_port_reaches_one_endpoint_by_two_vips_and_directly,
@@ -33,7 +27,7 @@ fn one_client_port_reaches_one_endpoint_by_two_vips_and_directly(
     let direct = SocketAddr::new(cluster.pod_ip(0, v6), TARGET);
     let [one, two] = [services[0].vip(v6), services[1].vip(v6)];
     for order in [[one, two, direct], [one, direct, two]] {
-        let port = NEXT_PORT.fetch_add(1, Ordering::Relaxed);
+        let port = own_port();
         let mut open: Vec<(SocketAddr, Conversation)> = Vec::new();
         for to in order {
             let opened = Ask::new(proto, to).port(port).open(client)?;
@@ -68,7 +62,7 @@ fn a_closed_service_connection_leaves_its_port_to_a_direct_one(
     service.serve(&service.pods(&[0]), client, Ask::new(proto, service.vip(v6)))?;
     let direct = SocketAddr::new(cluster.pod_ip(0, v6), TARGET);
     for aborted in [false, true] {
-        let port = NEXT_PORT.fetch_add(1, Ordering::Relaxed);
+        let port = own_port();
         let opened = Ask::new(proto, service.vip(v6)).port(port).open(client)?;
         let mut conversation = opened.map_err(|outcome| anyhow::anyhow!("port {port} to the Service: {outcome}"))?;
         ensure!(conversation.ask().outcome.server() == Some("pod-a"), "port {port} to the Service");

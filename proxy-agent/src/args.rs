@@ -125,6 +125,9 @@ pub struct RunArgs {
     /// RSTs and ICMP errors that Fairlead answers with, per second and CPU
     #[arg(long, value_name = "N", default_value_t = Settings::REJECT_PER_SEC, help_heading = "Limits")]
     pub rejects_per_second: u32,
+    /// Load this eBPF object in place of the built-in one; its maps must have the same layouts
+    #[arg(long, value_name = "FILE", help_heading = "Development")]
+    pub ebpf_object: Option<PathBuf>,
     /// Log filter: a level, or MODULE=LEVEL separated by commas
     #[arg(long, env = "FAIRLEAD_LOG", value_name = "FILTER", default_value = "info", help_heading = "Logging")]
     pub log: String,

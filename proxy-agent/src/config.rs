@@ -166,6 +166,8 @@ pub struct Config {
     pub sweep_interval: Duration,
     /// Answers per second and CPU.
     pub rejects_per_sec: u32,
+    /// The object in place of the built-in one.
+    pub ebpf_object: Option<PathBuf>,
     /// Log filter.
     pub log: EnvFilter,
     /// Log format.
@@ -187,6 +189,7 @@ impl TryFrom<RunArgs> for Config {
             sizes,
             timeouts,
             rejects_per_second,
+            ebpf_object,
             log,
             log_format,
         } = args;
@@ -204,6 +207,7 @@ impl TryFrom<RunArgs> for Config {
             half_open_secs,
             sweep_interval,
             rejects_per_sec: rejects_per_second,
+            ebpf_object,
             log: telemetry::parse_filter(&log).map_err(|e| Invalid::new("log", &log, e))?,
             log_format,
         })

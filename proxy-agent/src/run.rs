@@ -2,6 +2,7 @@
 //!
 //! Ending takes nothing down: programs, maps and links stay pinned, and the next start takes over.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::future::Future;
 use std::net::IpAddr;
@@ -172,8 +173,17 @@ fn load(config: &Config) -> anyhow::Result<Attacher> {
     let kube_proxy = kube_proxy::stands().context("cannot look for kube-proxy's rules")?;
     let probe::Features { tcx, fib_source, csum_ipv6 } = features;
     tracing::info!(tcx, fib_source, csum_ipv6, ipv6, kube_proxy, "kernel features");
+    let object = match &config.ebpf_object {
+        Some(file) => {
+            let bytes = std::fs::read(file).with_context(|| format!("cannot read --ebpf-object {}", file.display()))?;
+            tracing::warn!(file = %file.display(), "loading another eBPF object than the built-in one");
+            Cow::Owned(bytes)
+        }
+        None => Cow::Borrowed(load::OBJECT),
+    };
     let began = std::time::Instant::now();
     let programs = load::load(&load::Options {
+        object: &object,
         pins: &config.pins,
         sizes: &config.sizes,
         ipv6,

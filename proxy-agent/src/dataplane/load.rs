@@ -39,13 +39,14 @@ pub enum LoadError {
         /// Why not.
         source: std::io::Error,
     },
-    /// The built-in object is no object.
-    #[error("the built-in eBPF object cannot be read: {0}")]
+    /// The object is no object.
+    #[error("the eBPF object cannot be read: {0}")]
     Object(#[from] aya_obj::ParseError),
     /// The pinned maps belong to another version.
     #[error(
         "the maps under {path} have layout version {found}, this agent has version {ABI_VERSION}; \
-         run `fairlead cleanup --pin-path {root}` with the older agent, then start again"
+         run `fairlead cleanup --pin-path {root}` with an agent of that version first (established flows are lost), or go \
+         on with that one; what it attached goes on working until then"
     )]
     Version {
         /// Directory of maps.
@@ -92,7 +93,7 @@ pub enum LoadError {
         source: aya::programs::ProgramError,
     },
     /// The object lacks something.
-    #[error("the built-in eBPF object has no {0}")]
+    #[error("the eBPF object has no {0}")]
     Missing(&'static str),
 }
 
@@ -121,7 +122,11 @@ pub fn is_pinned(map: &str) -> bool {
 
 /// The maps of the built-in object with their default sizes.
 pub fn shapes() -> Result<BTreeMap<String, Shape>, aya_obj::ParseError> {
-    let object = Object::parse(OBJECT)?;
+    shapes_of(OBJECT)
+}
+
+fn shapes_of(object: &[u8]) -> Result<BTreeMap<String, Shape>, aya_obj::ParseError> {
+    let object = Object::parse(object)?;
     let maps = object.maps.iter().filter(|(_, map)| map.section_kind() == EbpfSectionKind::BtfMaps);
     Ok(maps
         .map(|(name, map)| {
@@ -160,20 +165,25 @@ impl Sizes {
     }
 }
 
-/// The maps as these sizes make them.
+/// The maps of the built-in object as these sizes make them.
 pub fn sized_shapes(sizes: &Sizes, ipv6: bool) -> Result<BTreeMap<String, Shape>, aya_obj::ParseError> {
-    let mut shapes = shapes()?;
+    shapes().map(|shapes| sized(shapes, sizes, ipv6))
+}
+
+fn sized(mut shapes: BTreeMap<String, Shape>, sizes: &Sizes, ipv6: bool) -> BTreeMap<String, Shape> {
     for (name, shape) in &mut shapes {
         if let Some(entries) = sizes.entries(name, ipv6) {
             shape.max_entries = entries;
         }
     }
-    Ok(shapes)
+    shapes
 }
 
 /// How to load.
 #[derive(Clone, Debug)]
 pub struct Options<'a> {
+    /// What to load: [`OBJECT`], unless another is asked for.
+    pub object: &'a [u8],
     /// Where the pins are.
     pub pins: &'a PinRoot,
     /// Map sizes.
@@ -211,7 +221,8 @@ pub fn load(options: &Options<'_>) -> Result<Programs, LoadError> {
     if let Err(error) = sys::raise_memlock() {
         tracing::debug!(%error, "cannot lift the limit on locked memory");
     }
-    let shapes = sized_shapes(options.sizes, options.ipv6)?;
+    let shapes = sized(shapes_of(options.object)?, options.sizes, options.ipv6);
+    check_versions(options.pins)?;
     check_pinned(options.pins, &shapes)?;
     if let Some(shape) = shapes.get("NAMES") {
         names::make(options.pins, shape).map_err(|source| LoadError::System { op: "make the map NAMES", source })?;
@@ -223,7 +234,7 @@ pub fn load(options: &Options<'_>) -> Result<Programs, LoadError> {
             loader.map_pin_path(name, options.pins.map(name));
         }
     }
-    let mut ebpf = loader.load(OBJECT).map_err(LoadError::Maps)?;
+    let mut ebpf = loader.load(options.object).map_err(LoadError::Maps)?;
     configure(&mut ebpf, options)?;
     // All are verified before the first is switched in.
     for name in program::ALL.map(|(name, _)| name).into_iter().chain([INGRESS_STUB, EGRESS_STUB]) {
@@ -258,6 +269,17 @@ const TINY: Sizes = Sizes {
     node_addrs: 1,
     devices: 1,
 };
+
+/// Refuses to stand beside another version: its stubs are on the same devices, and each packet would meet both.
+fn check_versions(pins: &PinRoot) -> Result<(), LoadError> {
+    match pins.other_version().map_err(LoadError::Pin)? {
+        Some((path, found)) => {
+            let (path, root) = (path.display().to_string(), pins.path().display().to_string());
+            Err(LoadError::Version { path, found, root })
+        }
+        None => Ok(()),
+    }
+}
 
 /// Compares what is pinned with what is wanted, because aya takes over any map of the right name.
 fn check_pinned(pins: &PinRoot, wanted: &BTreeMap<String, Shape>) -> Result<(), LoadError> {

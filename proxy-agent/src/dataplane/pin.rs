@@ -83,9 +83,22 @@ impl PinRoot {
         &self.root
     }
 
-    /// The directory of this version's layouts. Another version's pins are never opened.
+    /// The directory of this version's layouts. Another version's pins are never opened, only noticed.
     pub fn versioned(&self) -> PathBuf {
         self.root.join(format!("v{ABI_VERSION}"))
+    }
+
+    /// The maps of another version's agent that are pinned under the same directory, and that version.
+    pub fn other_version(&self) -> Result<Option<(PathBuf, u32)>, PinError> {
+        let unreadable = |source| PinError::Io { op: "read", path: self.root.clone(), source };
+        for name in names(&self.root).map_err(unreadable)? {
+            let Some(version) = name.strip_prefix('v').and_then(|number| number.parse().ok()) else { continue };
+            let maps = self.root.join(&name).join("maps");
+            if version != ABI_VERSION && names(&maps).map_err(unreadable)?.iter().any(|map| map == "CONFIG") {
+                return Ok(Some((maps, version)));
+            }
+        }
+        Ok(None)
     }
 
     /// Directory of maps.
@@ -249,6 +262,21 @@ mod tests {
             drop(lock);
         });
         pins.lock_existing().unwrap();
+    }
+
+    #[test]
+    fn another_versions_maps_are_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let pins = PinRoot::new(dir.path().to_owned()).unwrap();
+        for empty in [pins.maps(), dir.path().join("v0/maps"), dir.path().join("vault/maps")] {
+            std::fs::create_dir_all(empty).unwrap();
+        }
+        for map in [pins.map("CONFIG"), dir.path().join("vault/maps/CONFIG")] {
+            std::fs::write(map, "").unwrap();
+        }
+        assert_eq!(pins.other_version().unwrap(), None);
+        std::fs::write(dir.path().join("v0/maps/CONFIG"), "").unwrap();
+        assert_eq!(pins.other_version().unwrap(), Some((dir.path().join("v0/maps"), 0)));
     }
 
     #[test]

@@ -79,7 +79,8 @@ fn packet_tier() -> PathBuf {
 fn build(features: &[&str]) -> PathBuf {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests lies in the workspace");
     let target_dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("mutants");
-    let options = proxy_ebpf_build::Options { workspace, target_dir: &target_dir, features, subcommand: "build" };
+    let target_dir = &target_dir;
+    let options = proxy_ebpf_build::Options { workspace, target_dir, features, opt_level: None, subcommand: "build" };
     proxy_ebpf_build::build(&options)
         .unwrap_or_else(|e| panic!("cannot build the object with {features:?}: {e}"))
         .object

@@ -39,6 +39,7 @@ fn object() -> Result<()> {
         workspace: &machine::root(),
         target_dir: &machine::target_dir().join("ebpf"),
         features: &[],
+        opt_level: None,
         subcommand: "build",
     };
     let built = proxy_ebpf_build::build(&options).context("the eBPF object")?;

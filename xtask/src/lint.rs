@@ -61,6 +61,7 @@ fn ebpf() -> Result<()> {
         workspace: &machine::root(),
         target_dir: &machine::target_dir().join("ebpf-check"),
         features: &["tally"],
+        opt_level: None,
         subcommand: "check",
     };
     proxy_ebpf_build::build(&options).map(drop).context("the object that counts its look-ups")
@@ -77,7 +78,7 @@ fn rustdoc() -> Result<()> {
 fn deny() -> Result<()> {
     if Cmd::cargo("deny").arg("--version").probe().is_none() {
         println!(
-            "lint: cargo-deny is not installed, so licences and advisories are not checked (cargo install cargo-deny)"
+            "lint: cargo-deny is not installed, so licences and sources of dependencies are not checked (CONTRIBUTING.md)"
         );
         return Ok(());
     }

@@ -1,10 +1,12 @@
-//! The programs are exchanged under traffic: nothing may be lost, nothing may leave untranslated.
+//! The programs are exchanged under traffic, for another build and back: nothing may be lost, nothing may leave
+//! untranslated.
 
 use std::{
     collections::BTreeSet,
     fmt,
     io::ErrorKind,
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -28,7 +30,7 @@ const PER_BEAT: u32 = 2;
 /// Time between two bursts of a stream.
 const BEAT: Duration = Duration::from_millis(1);
 /// How long the last replies may take.
-const DRAIN: Duration = Duration::from_secs(2);
+const DRAIN: Duration = Duration::from_secs(10);
 /// Time between two exchanges.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -36,6 +38,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 #[derive(Clone, Debug)]
 pub struct Seen {
     exchanges: u32,
+    /// Exchanges after which packets met other instructions than before.
+    changed: u32,
     sent: u64,
     lost: u64,
     leaked: usize,
@@ -45,21 +49,38 @@ pub struct Seen {
 impl Seen {
     /// True if nothing was lost and nothing left untranslated.
     pub fn holds(&self) -> bool {
-        self.sent > 0 && self.lost == 0 && self.leaked == 0 && self.connections.failures().is_empty()
+        self.changed == self.exchanges && self.sent > 0 && self.lost == 0 && self.leaked == 0 && self.connections.failures().is_empty()
     }
 }
 
 impl fmt::Display for Seen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} exchanges of the programs", self.exchanges)?;
+        writeln!(f, "{} exchanges of the programs, {} of them for another build", self.exchanges, self.changed)?;
         writeln!(f, "UDP: {} requests, {} without their reply", self.sent, self.lost)?;
         writeln!(f, "packets with the Service's address beyond the node: {}", self.leaked)?;
         write!(f, "new TCP connections meanwhile: {}", self.connections)
     }
 }
 
-/// Runs it in a lab of its own: the agent stops and starts again on its pins, this many times.
+/// An object of the same sources by other settings of the compiler: other instructions over the same maps.
+fn other_build() -> Result<PathBuf> {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from);
+    let options = proxy_ebpf_build::Options {
+        workspace: &workspace,
+        target_dir: &target.join("ebpf-other"),
+        features: &[],
+        opt_level: Some("2"),
+        subcommand: "build",
+    };
+    let built = proxy_ebpf_build::build(&options).context("the other object cannot be built")?;
+    std::path::absolute(&built.object).with_context(|| format!("cannot find {}", built.object.display()))
+}
+
+/// Runs it in a lab of its own: the agent stops and starts again on its pins, this many times, by turns with another
+/// build of the programs and with its own.
 pub fn run(exchanges: u32) -> Result<Seen> {
+    let other = other_build()?;
     let lab = Lab::new(LabConfig::new(Shape::Routed, Netfilter::None))?;
     let mut agent = Agent::start(&lab, AgentOptions::default())?;
     let service = ServiceSpec::both("exchange", &[Ipv4Addr::new(10, 96, 2, 1).into()], PORT, TARGET);
@@ -84,10 +105,15 @@ pub fn run(exchanges: u32) -> Result<Seen> {
     let streams = streams?;
     let load = LoadPlan { workers: 1, pause: Duration::from_millis(2), ..LoadPlan::new(Proto::Tcp, vip) };
     let load = Load::start(&lab.client.ns, load)?;
+    let (mut tags, mut changed) = (agent.program_tags()?, 0);
     for n in 0..exchanges {
         std::thread::sleep(PAUSE);
         agent.stop().with_context(|| format!("exchange {n}"))?;
+        agent.options.args =
+            if n % 2 == 0 { vec!["--ebpf-object".into(), other.clone().into_os_string()] } else { Vec::new() };
         agent.restart(&lab).with_context(|| format!("exchange {n}"))?;
+        let before = std::mem::replace(&mut tags, agent.program_tags()?);
+        changed += u32::from(tags.iter().all(|(slot, tag)| before.get(slot).is_some_and(|old| old != tag)));
     }
     std::thread::sleep(PAUSE);
     let connections = load.stop();
@@ -104,7 +130,7 @@ pub fn run(exchanges: u32) -> Result<Seen> {
     for echo in echoes {
         echo.join().map_err(|_| anyhow::anyhow!("an echo server panicked"))??;
     }
-    Ok(Seen { exchanges, sent, lost, leaked, connections })
+    Ok(Seen { exchanges, changed, sent, lost, leaked, connections })
 }
 
 fn wait_for(lab: &Lab, vip: SocketAddr) -> Result<()> {

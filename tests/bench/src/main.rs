@@ -71,7 +71,7 @@ enum Command {
         #[arg(long, value_enum, default_value_t = soak::Flood::Unanswered)]
         flood: soak::Flood,
     },
-    /// The programs exchanged under traffic, by restarts of the agent
+    /// The programs exchanged under traffic for another build and back, by restarts of the agent
     Exchange {
         /// Number of exchanges
         #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]

@@ -83,6 +83,7 @@ pub fn build() -> Result<Vec<u8>> {
         workspace: &workspace,
         target_dir: &target.join("ebpf-tally"),
         features: &["tally"],
+        opt_level: None,
         subcommand: "build",
     };
     let built = proxy_ebpf_build::build(&options).context("the counting object cannot be built")?;

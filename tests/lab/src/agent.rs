@@ -1,10 +1,11 @@
 //! The agent under test: `fairlead run` in the node's namespace.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     fs::{self, File},
     path::{Path, PathBuf},
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
@@ -25,6 +26,9 @@ use crate::{
 
 /// The agent's word that every Service of its first full list is served.
 pub const READY_LINE: &str = "first sync complete";
+/// How long a start, and an end, may take on a busy machine.
+const STARTED: Duration = Duration::from_secs(60);
+const ENDED: Duration = Duration::from_secs(20);
 /// Type of the bpf file system.
 const BPF_FS_MAGIC: libc::c_long = 0xcafe_4a11;
 
@@ -48,8 +52,9 @@ pub struct Agent {
     pub log: PathBuf,
     /// From its start to its first full sync.
     pub ready_after: Duration,
+    /// What its next start is given.
+    pub options: AgentOptions,
     binary: PathBuf,
-    options: AgentOptions,
     node: Namespace,
     child: Option<Child>,
     keep: bool,
@@ -109,7 +114,7 @@ impl Agent {
         let mut child =
             janitor::spawn(&mut command).with_context(|| format!("cannot start {}", self.binary.display()))?;
         let mut ended = None;
-        let ready = wait_until(Duration::from_secs(30), || {
+        let ready = wait_until(STARTED, || {
             ended = child.try_wait().ok().flatten();
             ended.is_some() || self.log_text().contains(READY_LINE)
         });
@@ -120,7 +125,11 @@ impl Agent {
                 bail!("{} ended before its first sync ({status}); its log:\n{}", self.binary.display(), self.log_text())
             }
             None if !ready => {
-                bail!("no {READY_LINE:?} from {} within 30 s; its log:\n{}", self.binary.display(), self.log_text())
+                bail!(
+                    "no {READY_LINE:?} from {} within {STARTED:?}; its log:\n{}",
+                    self.binary.display(),
+                    self.log_text()
+                )
             }
             None => Ok(()),
         }
@@ -147,12 +156,12 @@ impl Agent {
         janitor::release(child.id());
         let pid = Pid::from_raw(i32::try_from(child.id()).context("process id")?);
         kill(pid, Signal::SIGTERM).ok();
-        if wait_until(Duration::from_secs(5), || !matches!(child.try_wait(), Ok(None))) {
+        if wait_until(ENDED, || !matches!(child.try_wait(), Ok(None))) {
             return Ok(());
         }
         child.kill().ok();
         child.wait().ok();
-        bail!("the agent did not end within 5 s of SIGTERM; its log:\n{}", self.log_text())
+        bail!("the agent did not end within {ENDED:?} of SIGTERM; its log:\n{}", self.log_text())
     }
 
     /// Ends it as a crash does.
@@ -162,6 +171,29 @@ impl Agent {
             child.kill().ok();
             child.wait().ok();
         }
+    }
+
+    /// The pin of this name, however the pins are arranged.
+    pub fn pin(&self, name: &str) -> Option<PathBuf> {
+        find(&self.pin_path, name)
+    }
+
+    /// Tags of the programs that packets meet now, by their slot: the kernel's sum over a program's instructions.
+    pub fn program_tags(&self) -> Result<BTreeMap<u32, String>> {
+        let pin = self.pin("PROGRAMS").context("no PROGRAMS among the pins")?;
+        let dump = netns::run(Command::new("bpftool").args(["map", "dump", "pinned"]).arg(pin))?;
+        let field = |name: &str| -> Vec<u32> {
+            let lines = dump.lines().filter_map(|line| line.trim().strip_prefix(name));
+            lines.filter_map(|number| number.trim_end_matches(',').trim().parse().ok()).collect()
+        };
+        let mut tags = BTreeMap::new();
+        for (slot, id) in field("\"key\":").into_iter().zip(field("\"value\":")) {
+            let shown = netns::run(Command::new("bpftool").args(["prog", "show", "id", &id.to_string()]))?;
+            let tag = shown.split_ascii_whitespace().skip_while(|word| *word != "tag").nth(1);
+            tags.insert(slot, tag.with_context(|| format!("no tag in {shown:?}"))?.to_owned());
+        }
+        anyhow::ensure!(!tags.is_empty(), "PROGRAMS is empty: {dump}");
+        Ok(tags)
     }
 
     /// Runs a `fairlead` subcommand on this agent's pins and returns its output.
@@ -190,6 +222,13 @@ impl Drop for Agent {
             fs::remove_dir_all(&self.pin_path).ok();
         }
     }
+}
+
+/// A pin of this name below a directory.
+fn find(dir: &Path, name: &str) -> Option<PathBuf> {
+    let entries: Vec<_> = fs::read_dir(dir).ok()?.flatten().map(|entry| entry.path()).collect();
+    let here = entries.iter().find(|path| path.file_name().is_some_and(|file| file == name)).cloned();
+    here.or_else(|| entries.iter().filter(|path| path.is_dir()).find_map(|path| find(path, name)))
 }
 
 /// Mounts the bpf file system where everyone expects it, if nobody has yet.

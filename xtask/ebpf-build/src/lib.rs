@@ -120,6 +120,8 @@ pub struct Options<'a> {
     pub target_dir: &'a Path,
     /// Cargo features of `proxy-ebpf`.
     pub features: &'a [&'a str],
+    /// Another optimisation level than the profile's: other programs over the same maps, as another compiler makes them.
+    pub opt_level: Option<&'a str>,
     /// Cargo subcommand: `build`, `check` or `clippy`.
     pub subcommand: &'a str,
 }
@@ -216,6 +218,9 @@ fn cargo(core: &Core, options: &Options<'_>, linker: &Path) -> Command {
         if leaks(&name) {
             command.env_remove(&name);
         }
+    }
+    if let Some(level) = options.opt_level {
+        command.env("CARGO_PROFILE_BPF_OPT_LEVEL", level);
     }
     let linker = format!("-Clinker={}", linker.display());
     let flags = [linker.as_str(), "-Clink-arg=--btf", "-Cdebuginfo=2", "-Ctarget-cpu=v3"];

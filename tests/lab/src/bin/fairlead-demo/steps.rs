@@ -4,7 +4,6 @@ use std::{
     collections::BTreeMap,
     io::{BufRead as _, BufReader},
     net::SocketAddr,
-    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -178,7 +177,9 @@ fn refused(screen: &Screen, cluster: &mut Cluster) -> Result<String> {
 fn maps(screen: &Screen, cluster: &mut Cluster) -> Result<String> {
     let maps = ["SERVICES_V4", "SLOTS_V4", "FLOWS_V4"];
     for name in maps {
-        let pin = find(&cluster.agent.pin_path, name)
+        let pin = cluster
+            .agent
+            .pin(name)
             .with_context(|| format!("no pin called {name} under {}", cluster.agent.pin_path.display()))?;
         let path = pin.to_string_lossy().into_owned();
         screen.saw(&format!("# bpftool map dump pinned {path}     (the first entry)"));
@@ -216,11 +217,4 @@ fn first_entry(args: &[&str]) -> Result<String> {
     let complaint = child.wait_with_output().context("waiting for bpftool")?.stderr;
     ensure!(!shown.is_empty(), "bpftool {}: {}", args.join(" "), String::from_utf8_lossy(&complaint).trim());
     Ok(shown)
-}
-
-/// A pin of this name below a directory, however the pins are arranged.
-fn find(dir: &Path, name: &str) -> Option<PathBuf> {
-    let entries: Vec<_> = std::fs::read_dir(dir).ok()?.flatten().map(|entry| entry.path()).collect();
-    let here = entries.iter().find(|path| path.file_name().is_some_and(|file| file == name)).cloned();
-    here.or_else(|| entries.iter().filter(|path| path.is_dir()).find_map(|path| find(path, name)))
 }

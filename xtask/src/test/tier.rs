@@ -1,6 +1,7 @@
 //! The tiers: what each one needs, and the commands that run it.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -23,6 +24,8 @@ pub(crate) const TARGETS: [(Tier, &str); 8] = [
 
 /// Names an object that was built elsewhere; the agent's build script takes it.
 const PREBUILT: &str = "FAIRLEAD_PREBUILT_EBPF";
+/// Names a folder with kube-apiserver and etcd, as Kubernetes' own test tools call it.
+const ASSETS: &str = "KUBEBUILDER_ASSETS";
 
 /// A tier of tests, from the one that needs nothing to the one that needs most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -37,7 +40,7 @@ pub(crate) enum Tier {
     Scenario,
     /// Real sockets between network namespaces. Needs root.
     Netns,
-    /// The agent against a real API server. Needs root and Go.
+    /// The agent against a real API server. Needs root, and Go or a folder with the server (KUBEBUILDER_ASSETS).
     Cluster,
     /// Packets and namespaces on other kernels. Needs qemu.
     Kernels,
@@ -75,10 +78,9 @@ impl Tier {
             Self::Unit | Self::Scenario => None,
             Self::Packet | Self::Mutants => object_missing().or_else(bpf_denied),
             Self::Netns => object_missing().or_else(bpf_denied).or_else(namespaces_denied),
-            Self::Cluster => object_missing().or_else(bpf_denied).or_else(namespaces_denied).or_else(|| {
-                setup::go_missing()
-                    .map(|reason| format!("{reason}: it builds the API server; `./x setup --go` tries to install it"))
-            }),
+            Self::Cluster => {
+                object_missing().or_else(bpf_denied).or_else(namespaces_denied).or_else(api_server_missing)
+            }
             Self::Kernels => Some(
                 "not written yet; it will boot other kernels in qemu and run the packet and netns tiers there"
                     .to_owned(),
@@ -119,11 +121,6 @@ impl Tier {
         }
     }
 
-    /// True for the tiers whose cases measure times.
-    pub(super) const fn is_timed(self) -> bool {
-        matches!(self, Self::Netns | Self::Cluster)
-    }
-
     /// The most that CI gives each of its commands, compiling included.
     pub(super) const fn limit(self) -> Duration {
         Duration::from_secs(match self {
@@ -159,6 +156,24 @@ fn namespaces_denied() -> Option<String> {
         .map(|reason| format!("{reason}; run `./x test` as root, outside of a container that forbids this"))
 }
 
+/// The API server of the cluster tier is built with Go, unless a folder with one is named.
+fn api_server_missing() -> Option<String> {
+    if let Some(folder) = std::env::var_os(ASSETS) {
+        return assets_incomplete(Path::new(&folder));
+    }
+    setup::go_missing().map(|reason| {
+        format!(
+            "{reason}: it builds the API server; `./x setup --go` tries to install it, and {ASSETS} may name a folder \
+             with kube-apiserver and etcd instead"
+        )
+    })
+}
+
+fn assets_incomplete(folder: &Path) -> Option<String> {
+    let missing = ["etcd", "kube-apiserver"].into_iter().find(|name| !folder.join(name).is_file())?;
+    Some(format!("{ASSETS} is {}, which has no {missing}", folder.display()))
+}
+
 /// Where the object cannot be built, tests of pure logic still can be: the agent is compiled with an empty one.
 fn without_object(cmd: Cmd) -> Cmd {
     if object_missing().is_none() {
@@ -171,5 +186,23 @@ fn without_object(cmd: Cmd) -> Cmd {
             eprintln!("test: cannot write {}: {error}", empty.display());
             cmd
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_with_an_api_server_takes_the_place_of_go() {
+        let folder = std::env::temp_dir().join(format!("fairlead-assets-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("etcd"), "").unwrap();
+        let incomplete = assets_incomplete(&folder);
+        fs::write(folder.join("kube-apiserver"), "").unwrap();
+        let complete = assets_incomplete(&folder);
+        fs::remove_dir_all(&folder).unwrap();
+        assert!(incomplete.is_some_and(|reason| reason.ends_with("has no kube-apiserver")));
+        assert_eq!(complete, None);
     }
 }

@@ -153,7 +153,7 @@ impl Sizes {
             "SERVICES" => self.services,
             "CLUSTER_IPS" => self.cluster_ips,
             "PORTS" | "PORT_STATS" | "NAMES" => self.ports,
-            "program::ALL" => self.slots,
+            "SLOTS" => self.slots,
             "LIVE" => self.endpoints,
             "FLOWS" => self.flows,
             "NEW" => self.half_open,
@@ -396,4 +396,18 @@ fn load_program(ebpf: &mut Ebpf, name: &'static str, pins: &PinRoot) -> Result<(
         let source = std::io::Error::other(e);
         PinError::Io { op: "pin a program at", path, source }.into()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_size_reaches_its_maps() {
+        let shapes = sized_shapes(&TINY, true).unwrap();
+        let fixed = ["CONFIG", "FILTER", "NODE_PORTS", "PROGRAMS", "STATS", "REJECTS"];
+        for (name, shape) in shapes.iter().filter(|(name, _)| is_pinned(name) && !fixed.contains(&name.as_str())) {
+            assert_eq!(shape.max_entries, 1, "{name} has no flag for its size");
+        }
+    }
 }

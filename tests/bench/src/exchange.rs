@@ -49,7 +49,11 @@ pub struct Seen {
 impl Seen {
     /// True if nothing was lost and nothing left untranslated.
     pub fn holds(&self) -> bool {
-        self.changed == self.exchanges && self.sent > 0 && self.lost == 0 && self.leaked == 0 && self.connections.failures().is_empty()
+        self.changed == self.exchanges
+            && self.sent > 0
+            && self.lost == 0
+            && self.leaked == 0
+            && self.connections.failures().is_empty()
     }
 }
 
@@ -113,7 +117,7 @@ pub fn run(exchanges: u32) -> Result<Seen> {
             if n % 2 == 0 { vec!["--ebpf-object".into(), other.clone().into_os_string()] } else { Vec::new() };
         agent.restart(&lab).with_context(|| format!("exchange {n}"))?;
         let before = std::mem::replace(&mut tags, agent.program_tags()?);
-        changed += u32::from(tags.iter().all(|(slot, tag)| before.get(slot).is_some_and(|old| old != tag)));
+        changed += u32::from(tags != before);
     }
     std::thread::sleep(PAUSE);
     let connections = load.stop();

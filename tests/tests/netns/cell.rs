@@ -194,7 +194,7 @@ impl Cluster {
     }
 
     /// How many packets ended in each way so far. Empty where the map cannot be read: it explains failures, no more.
-    fn outcomes(&self) -> Vec<u64> {
+    pub(crate) fn outcomes(&self) -> Vec<u64> {
         let path = PinRoot::new(self.lab.pin_path()).map(|pins| pins.map("STATS"));
         let map = path.ok().and_then(|path| MapData::from_pin(path).ok()).map(Map::PerCpuArray);
         let stats: Option<PerCpuArray<_, u64>> = map.and_then(|map| map.try_into().ok());
@@ -202,7 +202,7 @@ impl Cluster {
         Outcome::ALL.iter().map_while(|outcome| sum(*outcome as u32)).collect()
     }
 
-    fn outcomes_since(&self, before: &[u64]) -> String {
+    pub(crate) fn outcomes_since(&self, before: &[u64]) -> String {
         let counts =
             Outcome::ALL.iter().zip(self.outcomes()).zip(before).map(|((name, now), before)| (name, now - before));
         let seen = counts.filter(|(_, count)| *count > 0).map(|(outcome, count)| format!("{count} {}", outcome.name()));

@@ -2,13 +2,15 @@
 //! that does not fit what is pinned leaves it alone.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     path::{Path, PathBuf},
     sync::{LazyLock, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use fairlead_lab::{Agent, AgentOptions, Ask, Capture, Load, LoadPlan, Proto, capture, server::wait_until};
+use proxy_common::ABI_VERSION;
 
 use crate::cell::{Cell, Cluster, PATIENCE, answered};
 
@@ -43,16 +45,19 @@ fn exchange(cell: &str, v6: bool, builds: &[Vec<OsString>]) {
     let resent = cluster.lab.segments_resent().unwrap();
     let plans = [(Proto::Tcp, true), (Proto::Tcp, false), (Proto::Udp, true), (Proto::Udp, false)];
     let loads = plans.map(|(proto, fresh)| Load::start(&client.ns, plan(proto, fresh)).unwrap());
+    let (before, began, mut exchanged) = (cluster.outcomes(), Instant::now(), Vec::new());
     let mut tags = vec![tags_of(&cluster)];
     let reports = cluster
         .without_leak(|| {
             for args in builds.iter().cycle().take(EXCHANGES) {
                 std::thread::sleep(Duration::from_millis(200));
                 let mut agent = cluster.agent.lock().unwrap_or_else(PoisonError::into_inner);
+                let stopped = began.elapsed();
                 agent.stop()?;
                 agent.options.args.clone_from(args);
                 agent.restart(&cluster.lab)?;
                 drop(agent);
+                exchanged.push((stopped, began.elapsed()));
                 tags.push(tags_of(&cluster));
             }
             anyhow::ensure!(wait_until(PATIENCE, || loads.iter().all(|load| load.done() > 100)), "hardly any traffic");
@@ -70,19 +75,24 @@ fn exchange(cell: &str, v6: bool, builds: &[Vec<OsString>]) {
     for ((proto, fresh), report) in plans.into_iter().zip(&reports) {
         let shown = format!("[{cell} v6={v6} {proto} fresh={fresh}] {EXCHANGES} exchanges: {report}");
         println!("{shown}");
-        assert!(report.failures().is_empty(), "{shown}\n{}", cluster.agent_log_tail());
+        let lost: Vec<_> = report.failures().iter().map(|sample| sample.start - began).collect();
+        assert!(
+            lost.is_empty(),
+            "{shown}\nlost were those begun at {lost:?}; exchanges: {exchanged:?}; outcomes: {}\n{}",
+            cluster.outcomes_since(&before),
+            cluster.agent_log_tail()
+        );
     }
     assert_eq!(cluster.lab.segments_resent().unwrap() - resent, 0, "[{cell}] packets were lost and sent again");
-    println!("[{cell}] tags of ingress and egress by turns: {tags:?}");
-    let changed = tags.windows(2).all(|pair| pair[0].iter().zip(&pair[1]).all(|(before, after)| before != after));
-    assert_eq!(changed, builds.len() > 1, "[{cell}] tags of the programs by turns: {tags:?}");
+    let changed = tags.windows(2).filter(|pair| pair[0] != pair[1]).count();
+    let expected = if builds.len() > 1 { EXCHANGES } else { 0 };
+    assert_eq!(changed, expected, "[{cell}] exchanges for other programs; tags by turns: {tags:?}");
+    println!("[{cell}] {changed} exchanges for other programs; tags: {:?}", &tags[..2]);
 }
 
-/// Tags of ingress and egress.
-fn tags_of(cluster: &Cluster) -> [String; 2] {
-    let tags = cluster.agent.lock().unwrap_or_else(PoisonError::into_inner).program_tags().unwrap();
-    let tags: Vec<String> = tags.into_values().collect();
-    tags.try_into().unwrap_or_else(|tags| panic!("two programs are expected: {tags:?}"))
+/// Tags of the programs that packets meet, by slot.
+fn tags_of(cluster: &Cluster) -> BTreeMap<u32, String> {
+    cluster.agent.lock().unwrap_or_else(PoisonError::into_inner).program_tags().unwrap()
 }
 
 #[test]
@@ -132,12 +142,12 @@ fn an_agent_with_other_layouts_is_refused_and_what_is_attached_goes_on() {
     assert!(said.contains("the pinned map FLOWS_V4 has a number of entries of"), "{said}");
     assert!(said.contains("fairlead cleanup --pin-path"), "{said}");
 
-    // The pins of another version: to this agent ours are, once they bear its number.
-    let own = agent.pin_path.join("v1");
-    let older = agent.pin_path.join("v0");
+    // The pins of another version: those of this one are, once they bear its number.
+    let [own, older] = [ABI_VERSION, ABI_VERSION - 1].map(|version| agent.pin_path.join(format!("v{version}")));
     std::fs::rename(&own, &older).unwrap();
     let said = refused(&cluster, &mut agent, &[]);
-    assert!(said.contains("have layout version 0, this agent has version 1"), "{said}");
+    let versions = format!("have layout version {}, this agent has version {ABI_VERSION}", ABI_VERSION - 1);
+    assert!(said.contains(&versions), "{said}");
     assert!(said.contains("fairlead cleanup --pin-path"), "{said}");
     for dir in ["maps", "programs", "links"] {
         std::fs::remove_dir(own.join(dir)).expect("a refused agent pins nothing");

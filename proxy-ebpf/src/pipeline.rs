@@ -73,7 +73,9 @@ fn leaving<F: Parse>(skb: &Skb) -> Option<u8> {
     if skb.ingress_ifindex() != 0 {
         return Some(bits);
     }
-    Some(bits | maps::filter(&F::destination(skb)?) & filter::SERVICE)
+    let dst = maps::filter(&F::destination(skb)?);
+    let direct = if dst & filter::ENDPOINT != 0 { filter::DIRECT } else { 0 };
+    Some(bits | dst & filter::SERVICE | direct)
 }
 
 /// True if the packet may be ours, or is too short to say. Tells the program that is jumped to.

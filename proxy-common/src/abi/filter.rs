@@ -13,6 +13,8 @@ pub const ENDPOINT: u8 = 2;
 /// Some address of this bucket is the node's own.
 pub const NODE: u8 = 4;
 
+/// No bucket holds it: the programs say by it that a process of the node sends to an endpoint's own address.
+pub const DIRECT: u8 = 8;
 /// Every bit of a bucket.
 pub const ALL: u8 = 15;
 

@@ -28,7 +28,11 @@ pub(crate) struct Change {
 /// Brings the checksum at `at` up to date and returns what the field is to hold: a partial one is not written yet.
 #[inline(always)]
 pub(crate) fn settle<F: Family>(skb: &Skb, at: u32, udp: bool, change: Change) -> Result<u16, HelperError> {
-    let change = if cfg!(feature = "mutant-no-checksum") { Change { addresses: change.addresses ^ 1, ..change } } else { change };
+    let change = if cfg!(feature = "mutant-no-checksum") {
+        Change { addresses: change.addresses ^ 1, ..change }
+    } else {
+        change
+    };
     let total = fold16(u64::from(change.addresses) + u64::from(change.ports));
     if total == 0 || total == u16::MAX {
         return settle_apart::<F>(skb, at, udp, change);

@@ -2,7 +2,7 @@
 //! source port is exchanged, as the kernel's NAT does: both connections work.
 
 use proxy_common::Outcome;
-use proxy_common::abi::{Direction, Flow, FlowKey};
+use proxy_common::abi::{Flow, FlowKey};
 use proxy_common::algo::timeout;
 
 use super::attempt::reply_entry;
@@ -19,7 +19,7 @@ fn direct<F: Maps>(key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen) -> Outcome
         return Outcome::NotOurs;
     }
     let Some(reply) = F::reply() else { return Outcome::DropHelper };
-    reply.key = key.reversed(Direction::Out);
+    reply.key = key.reversed(key.direction().flip());
     if !is_held(reply) {
         return Outcome::NotOurs;
     }

@@ -149,7 +149,16 @@ fn refresh_next_hop<F: Maps>(skb: *mut __sk_buff, entry: *mut Flow<F>) {
 /// False for a packet to an endpoint's own address while no direct flow had its port exchanged: it stands in no table.
 #[inline(always)]
 pub(crate) fn may_be_tracked(dir: Direction, bits: u8) -> bool {
-    dir == Direction::Out || bits != filter::ENDPOINT || config::get().is_some_and(|c| c.direct_rewrites != 0)
+    bits != direct(dir) || config::get().is_some_and(|c| c.direct_rewrites != 0)
+}
+
+/// What the filter says of a packet to an endpoint's own address.
+#[inline(always)]
+pub(crate) const fn direct(dir: Direction) -> u8 {
+    match dir {
+        Direction::In => filter::ENDPOINT,
+        Direction::Out => filter::DIRECT,
+    }
 }
 
 /// True for the packets that may begin a flow: UDP has no other sign.

@@ -68,7 +68,7 @@ pub(crate) const fn spare_port(hash: u32, attempt: u32) -> u16 {
 #[inline(always)]
 fn resolve<F: Resolve>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen) -> Outcome {
     let bits = seen.bits_of_filter();
-    if key.dir == Direction::Out as u8 && bits & filter::SERVICE == 0 {
+    if key.dir == Direction::Out as u8 && bits & (filter::SERVICE | filter::DIRECT) == 0 {
         return Outcome::NotOurs;
     }
     let Some(service) = service::find(key, seen) else { return no_service(skb, key, found, seen) };
@@ -103,7 +103,7 @@ fn no_service<F: Resolve>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen
             false => Outcome::LayerTwoTransit,
         };
     }
-    if bits & filter::ENDPOINT != 0 && !cfg!(feature = "mutant-no-guard") && key.dir == Direction::In as u8 {
+    if bits & flow::direct(key.direction()) != 0 && !cfg!(feature = "mutant-no-guard") {
         return F::direct(key, found, seen);
     }
     Outcome::NotOurs

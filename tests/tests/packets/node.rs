@@ -8,6 +8,7 @@ use crate::cases::{PORT, TARGET, Talk, at, by_now, other, out_of, web};
 
 wires! {
     a_process_of_the_node_reaches_an_endpoint_elsewhere,
+    a_process_of_the_node_reaches_an_endpoint_by_both_its_addresses,
     a_process_of_the_node_reaches_a_pod_of_the_node,
     a_process_of_the_node_takes_the_address_of_the_way_to_the_endpoint,
     rule_74_a_process_of_the_node_reaches_an_endpoint_that_is_the_node,
@@ -37,6 +38,31 @@ fn a_process_of_the_node_reaches_an_endpoint_elsewhere(wire: Wire) {
     node.sends(UPLINK, &further).is_redirected(Outcome::RequestHalfOpen, &further.clone().to(endpoint));
     let reply = at(UPLINK, wire.talk(endpoint, process));
     node.arrives(UPLINK, &reply).is_redirected(by_now(wire, Outcome::Reply), &reply.clone().from(vip));
+}
+
+fn a_process_of_the_node_reaches_an_endpoint_by_both_its_addresses(wire: Wire) {
+    let (vip, endpoint) = (wire.at(world::vip, PORT), wire.at(world::remote, TARGET));
+    let process = wire.at(world::node, PROCESS);
+    let node = Node::serving(&[&web(wire).elsewhere(endpoint.ip())]);
+    let direct = wire.opening(process, endpoint).on_wire(UPLINK.mac, UPLINK.peer);
+    node.sends(UPLINK, &direct).is_left_alone();
+    let opening = sent(wire, vip);
+    node.sends(UPLINK, &opening).is_redirected(Outcome::RequestNew, &opening.clone().to(endpoint));
+    // From now on the answer to the direct packet would be the Service's.
+    let ran = node.sends(UPLINK, &direct);
+    let port = ran.source().port();
+    assert_ne!(port, PROCESS);
+    ran.becomes(Outcome::DirectRewritten, &direct.clone().from_port(port));
+    let mut elsewhere = process;
+    elsewhere.set_port(port);
+    let answer = at(UPLINK, wire.answer(endpoint, elsewhere));
+    node.arrives(UPLINK, &answer).becomes(Outcome::ReplyHalfOpen, &answer.clone().to(process));
+    let further = wire.talk(process, endpoint).on_wire(UPLINK.mac, UPLINK.peer);
+    node.sends(UPLINK, &further).becomes(Outcome::DirectRewritten, &further.clone().from_port(port));
+    let reply = at(UPLINK, wire.talk(endpoint, elsewhere));
+    node.arrives(UPLINK, &reply).becomes(by_now(wire, Outcome::Reply), &reply.clone().to(process));
+    let answer = at(UPLINK, wire.answer(endpoint, process));
+    node.arrives(UPLINK, &answer).is_redirected(Outcome::ReplyHalfOpen, &answer.clone().from(vip));
 }
 
 fn a_process_of_the_node_reaches_a_pod_of_the_node(wire: Wire) {

@@ -37,7 +37,7 @@ done
 for ns in /run/netns/"$1"*; do
     [ -e "$ns" ] && ip netns del "${ns##*/}" 2>/dev/null
 done
-rm -rf /sys/fs/bpf/"$1"* /tmp/"$1"*
+rm -rf /sys/fs/bpf/"$1"* /tmp/"$1"* /run/fairlead/sys/fs/bpf/"$1"*
 true
 "#;
 

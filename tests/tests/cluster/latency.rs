@@ -77,7 +77,7 @@ fn measure(cluster: &Cluster, prober: &Prober, change: &mut usize) -> Summary {
     while since_request.len() < CHANGES {
         *change += 1;
         assert!(began.elapsed() < TRIED, "the machine is too busy to measure: it paused in {spoilt} changes");
-        let (old, new) = if *change % 2 == 0 { ("pod-b", "pod-a") } else { ("pod-a", "pod-b") };
+        let (old, new) = if change.is_multiple_of(2) { ("pod-b", "pod-a") } else { ("pod-a", "pod-b") };
         let requested = Instant::now();
         cluster.api.replace(&slices[*change % 2]).unwrap();
         let written = Instant::now();

@@ -2,6 +2,7 @@
 
 use proxy_common::{Kind, Outcome};
 
+use crate::ctx::tc::Skb;
 use crate::maps;
 
 /// `TCX_NEXT`, `TC_ACT_UNSPEC`: on to the next program.
@@ -29,7 +30,8 @@ impl Leave {
 
 /// Counts the outcome and returns the hook's verdict.
 #[inline(always)]
-pub(crate) fn finish(outcome: Outcome, leave: Leave) -> i32 {
+pub(crate) fn finish(skb: &Skb, outcome: Outcome, leave: Leave) -> i32 {
+    log(skb, outcome);
     if outcome == Outcome::NotOurs {
         return NEXT;
     }
@@ -41,4 +43,17 @@ pub(crate) fn finish(outcome: Outcome, leave: Leave) -> i32 {
         Kind::Reject if leave == Leave::NEXT => DROP,
         Kind::Translate | Kind::Reject => leave.0,
     }
+}
+
+/// One line per packet that may be ours, in the debug build alone: feature `log`, read from
+/// `/sys/kernel/tracing/trace_pipe`.
+#[inline(always)]
+fn log(skb: &Skb, outcome: Outcome) {
+    #[cfg(feature = "log")]
+    // SAFETY: the arguments are as the format says.
+    unsafe {
+        aya_ebpf::bpf_printk!(c"fairlead: outcome %u, device %u, %u bytes", outcome as u32, skb.ifindex(), skb.len());
+    }
+    #[cfg(not(feature = "log"))]
+    let _: (&Skb, Outcome) = (skb, outcome);
 }

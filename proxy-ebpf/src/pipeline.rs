@@ -108,12 +108,12 @@ fn judge<F: Parse + Resolve>(skb: &Skb, dir: Direction) -> i32 {
     let key = unsafe { &mut *key.as_mut_ptr() };
     let read = packet::read(skb, dir, key);
     if read == Err(Unread::Malformed) {
-        return hook::finish(Outcome::Malformed, Leave::NEXT);
+        return hook::finish(skb, Outcome::Malformed, Leave::NEXT);
     }
     let bits = skb.note();
     let l4 = match read {
         Ok(l4) => l4,
-        Err(why) => return hook::finish(unread::<F>(&key.dst, bits, why), Leave::NEXT),
+        Err(why) => return hook::finish(skb, unread::<F>(&key.dst, bits, why), Leave::NEXT),
     };
     let (key, seen) = (&*key, Seen::new(l4.tcp_flags, bits, l4.offset));
     let tracked = flow::may_be_tracked(dir, bits);
@@ -122,7 +122,7 @@ fn judge<F: Parse + Resolve>(skb: &Skb, dir: Direction) -> i32 {
             let outcome = flow::established(skb, key, entry, l4.tcp_flags);
             if outcome != Outcome::NotOurs {
                 let (outcome, leave) = translate(skb, key, l4.offset, entry, outcome);
-                return hook::finish(outcome, leave);
+                return hook::finish(skb, outcome, leave);
             }
         }
     } else if !flow::may_begin(&l4) {
@@ -135,7 +135,7 @@ fn judge<F: Parse + Resolve>(skb: &Skb, dir: Direction) -> i32 {
 #[inline(never)]
 fn begin<F: Parse + Resolve>(skb: *mut __sk_buff, key: &FlowKey<F>, seen: u32, tracked: bool) -> i32 {
     let (skb, seen) = (&Skb::new(skb), Seen::from_number(seen));
-    let Some(found) = F::request() else { return hook::finish(Outcome::DropHelper, Leave::NEXT) };
+    let Some(found) = F::request() else { return hook::finish(skb, Outcome::DropHelper, Leave::NEXT) };
     let mut outcome = if tracked { F::half_open(skb, key, found, seen) } else { Outcome::NotOurs };
     if cfg!(feature = "mutant-no-direction") && outcome == Outcome::NotOurs {
         let mut other = *key;
@@ -150,20 +150,15 @@ fn begin<F: Parse + Resolve>(skb: *mut __sk_buff, key: &FlowKey<F>, seen: u32, t
         Kind::Reject => reject::answer::<F>(skb, key, seen.offset(), outcome),
         Kind::Translate => return translated(skb.as_ptr(), key, seen.number(), found, outcome as u32),
     };
-    hook::finish(outcome, leave)
+    hook::finish(skb, outcome, leave)
 }
 
 /// [`translate`] with a stack of its own, for the packets that begin a flow.
 #[inline(never)]
 fn translated<F: Resolve>(skb: *mut __sk_buff, key: &FlowKey<F>, seen: u32, flow: &Flow<F>, outcome: u32) -> i32 {
-    let (outcome, leave) = translate(
-        &Skb::new(skb),
-        key,
-        Seen::from_number(seen).offset(),
-        flow,
-        Outcome::from_code(outcome).unwrap_or(Outcome::DropHelper),
-    );
-    hook::finish(outcome, leave)
+    let (skb, outcome) = (&Skb::new(skb), Outcome::from_code(outcome).unwrap_or(Outcome::DropHelper));
+    let (outcome, leave) = translate(skb, key, Seen::from_number(seen).offset(), flow, outcome);
+    hook::finish(skb, outcome, leave)
 }
 
 /// Makes the packet what the flow says and sends it on. `flow` may lie in a map: each of its fields is read once.

@@ -122,6 +122,18 @@ fn every_fault_is_noticed_by_its_test() {
     assert!(unnoticed.is_empty(), "{}", unnoticed.join("\n"));
 }
 
+/// The debug build is loaded once in a while; it must load then.
+#[test]
+fn the_object_that_logs_works() {
+    let (tier, object) = (packet_tier(), build(&["log"]));
+    for family in ["tcp_v4", "udp_v6"] {
+        let test =
+            format!("flows::the_first_packet_goes_to_an_endpoint_and_the_reply_comes_from_the_service::{family}");
+        let (passed, said) = run(&tier, &object, &test);
+        assert!(passed, "{said}");
+    }
+}
+
 #[test]
 fn every_fault_of_the_programs_is_tried() {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../proxy-ebpf/Cargo.toml");

@@ -23,7 +23,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if let Some(reason) = machine::bpf_denied() {
         bail!("nothing can be measured here: {reason}");
     }
-    let release = build::Args { release: true };
+    let release = build::Args { release: true, ..build::Args::default() };
     build::build(release)?;
     let bench = build::program("fairlead-bench", release)?;
     Err(Cmd::new(bench).args(&args.rest).current_dir(&machine::root()).exec())

@@ -15,6 +15,9 @@ pub(crate) struct Args {
     /// Optimised, for measuring and for deployment.
     #[arg(long)]
     pub(crate) release: bool,
+    /// Also an eBPF object that writes a line per packet to the kernel's trace buffer, for debugging.
+    #[arg(long)]
+    pub(crate) log: bool,
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
@@ -27,24 +30,31 @@ pub(crate) fn run(args: Args) -> Result<()> {
 pub(crate) fn build(args: Args) -> Result<PathBuf> {
     setup::ensure(Need::Build)?;
     // The agent's build script would build it too, into the same place; here its errors come before minutes of other crates.
-    object()?;
+    object("ebpf", &[])?;
+    if args.log {
+        let object = object("ebpf-log", &["log"])?;
+        println!(
+            "run it with: fairlead run --ebpf-object {} …\nread it with: cat /sys/kernel/tracing/trace_pipe",
+            object.display()
+        );
+    }
     let cmd = workspace::cargo("build").arg("--bins");
     if args.release { cmd.arg("--release") } else { cmd }.run()?;
     program("fairlead", args)
 }
 
-/// Builds the eBPF object and says how.
-fn object() -> Result<()> {
+/// Builds the eBPF object in a place of its own and says how.
+fn object(place: &str, features: &[&str]) -> Result<PathBuf> {
     let options = Options {
         workspace: &machine::root(),
-        target_dir: &machine::target_dir().join("ebpf"),
-        features: &[],
+        target_dir: &machine::target_dir().join(place),
+        features,
         opt_level: None,
         subcommand: "build",
     };
     let built = proxy_ebpf_build::build(&options).context("the eBPF object")?;
     println!("built {} with {}", built.object.display(), built.core.describe());
-    Ok(())
+    Ok(built.object)
 }
 
 /// A program that was built.

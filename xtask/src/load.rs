@@ -53,7 +53,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let source = source(args)?;
     setup::ensure(Need::Run)?;
-    let agent = build::build(build::Args { release: args.release })?;
+    let agent = build::build(build::Args { release: args.release, ..build::Args::default() })?;
     println!("{}", explain(&args.pin_path, &agent));
     Err(Cmd::new(agent)
         .arg("run")

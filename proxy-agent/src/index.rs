@@ -7,8 +7,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
 use crate::dataplane::Tuple;
-use crate::model::{EndpointSlice, IpFamily, Node, ObjectName, Service};
+use crate::model::{EndpointSlice, Families, IpFamily, Node, ObjectName, Service};
 use crate::plan::addresses;
+
+mod triggers;
+
+pub use triggers::Triggers;
 
 #[cfg(test)]
 mod tests;
@@ -86,6 +90,10 @@ pub struct Changed {
     pub services: BTreeSet<ObjectName>,
     /// The node's addresses, or what its Node says of them.
     pub node: bool,
+    /// The families that may be behind: those of a slice, both for anything else.
+    pub families: Families,
+    /// Since when the cluster has wanted the changes.
+    pub triggers: Triggers,
 }
 
 impl Changed {
@@ -94,6 +102,8 @@ impl Changed {
         // Not `append`, which rebuilds the whole set for one element.
         self.services.extend(other.services);
         self.node |= other.node;
+        self.families = self.families.or(other.families);
+        self.triggers.merge(other.triggers);
     }
 
     /// True if nothing changed.
@@ -201,6 +211,7 @@ impl Index {
             Event::Delete(kind, name) => self.remove(kind, &name, &mut changed),
             Event::NodeAddrs(addrs) => {
                 changed.node = self.node_addrs.as_ref() != Some(&addrs);
+                changed.families = if changed.node { Families::BOTH } else { Families::NONE };
                 self.node_addrs = Some(addrs);
             }
         }
@@ -231,6 +242,9 @@ impl Index {
             Object::Slice(slice) => self.put_slice(slice, changed),
             Object::Node(node) => {
                 changed.node |= self.node.as_ref() != Some(&node);
+                if changed.node {
+                    changed.families = Families::BOTH;
+                }
                 self.node = Some(node);
             }
         }
@@ -240,6 +254,7 @@ impl Index {
         if self.services.get(&service.name) == Some(&service) {
             return;
         }
+        changed.families = Families::BOTH;
         self.unclaim(&service.name, changed);
         for claim in addresses::claims(&service) {
             let claimants = self.claims.entry(claim).or_default();
@@ -265,6 +280,8 @@ impl Index {
         }
         self.slices_of.entry(slice.service.clone()).or_default().insert(slice.name.clone());
         changed.services.insert(slice.service.clone());
+        changed.families = changed.families.or(Families::one(slice.family));
+        changed.triggers.put(&slice);
         self.slices.insert(slice.name.clone(), slice);
     }
 
@@ -273,12 +290,15 @@ impl Index {
             Kind::Service => {
                 self.unclaim(name, changed);
                 if self.services.remove(name).is_some() {
+                    changed.families = Families::BOTH;
                     changed.services.insert(name.clone());
                 }
             }
             Kind::EndpointSlice => {
                 if let Some(slice) = self.slices.remove(name) {
                     self.detach(&slice.service, name);
+                    changed.families = changed.families.or(Families::one(slice.family));
+                    changed.triggers.removed(&slice);
                     changed.services.insert(slice.service);
                 }
             }

@@ -25,6 +25,9 @@ pub mod labels {
     pub const ZONE: &str = "topology.kubernetes.io/zone";
 }
 
+/// The annotation in which the controllers say what an EndpointSlice follows from (rule 135).
+pub const LAST_CHANGE_TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+
 /// A part of an object that was left out, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {

@@ -7,7 +7,7 @@ mod name;
 mod node;
 mod service;
 
-pub use endpoint::{Endpoint, EndpointSlice, SlicePort};
-pub use name::{IpFamily, NameError, ObjectName, PortKey, Protocol};
+pub use endpoint::{Endpoint, EndpointSlice, SlicePort, Trigger};
+pub use name::{Families, IpFamily, NameError, ObjectName, PortKey, Protocol};
 pub use node::Node;
 pub use service::{Service, ServicePort, ServiceType};

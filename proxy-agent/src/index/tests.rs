@@ -1,7 +1,9 @@
 //! What each event changes.
 
+use std::time::Duration;
+
 use super::*;
-use crate::model::{Endpoint, Protocol, ServicePort, ServiceType, SlicePort};
+use crate::model::{Endpoint, Protocol, ServicePort, ServiceType, SlicePort, Trigger};
 
 fn name(name: &str) -> ObjectName {
     ObjectName::new("ns", name)
@@ -35,11 +37,18 @@ fn slice(of: &str, service: &str, last: u8) -> Object {
         legacy: false,
         ports: vec![SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 80 }],
         endpoints: vec![endpoint],
+        trigger: Trigger::default(),
     })
 }
 
-fn changed(names: &[&str]) -> Changed {
-    Changed { services: names.iter().map(|n| name(n)).collect(), node: false }
+fn changed(names: &[&str]) -> BTreeSet<ObjectName> {
+    names.iter().map(|n| name(n)).collect()
+}
+
+fn services(index: &mut Index, event: Event) -> BTreeSet<ObjectName> {
+    let changed = index.apply(event);
+    assert!(!changed.node);
+    changed.services
 }
 
 fn slice_names(index: &Index, service: &str) -> Vec<String> {
@@ -49,11 +58,11 @@ fn slice_names(index: &Index, service: &str) -> Vec<String> {
 #[test]
 fn an_event_changes_the_service_it_is_about_and_no_other() {
     let mut index = Index::default();
-    assert_eq!(index.apply(Event::Apply(service("a", 1))), changed(&["a"]));
-    assert_eq!(index.apply(Event::Apply(service("b", 2))), changed(&["b"]));
-    assert_eq!(index.apply(Event::Apply(slice("a-1", "a", 1))), changed(&["a"]));
-    assert_eq!(index.apply(Event::Delete(Kind::EndpointSlice, name("a-1"))), changed(&["a"]));
-    assert_eq!(index.apply(Event::Delete(Kind::Service, name("b"))), changed(&["b"]));
+    assert_eq!(services(&mut index, Event::Apply(service("a", 1))), changed(&["a"]));
+    assert_eq!(services(&mut index, Event::Apply(service("b", 2))), changed(&["b"]));
+    assert_eq!(services(&mut index, Event::Apply(slice("a-1", "a", 1))), changed(&["a"]));
+    assert_eq!(services(&mut index, Event::Delete(Kind::EndpointSlice, name("a-1"))), changed(&["a"]));
+    assert_eq!(services(&mut index, Event::Delete(Kind::Service, name("b"))), changed(&["b"]));
 }
 
 #[test]
@@ -71,7 +80,7 @@ fn rule_33_what_does_not_change_is_no_change() {
 fn rule_49_a_slice_that_changes_its_service_leaves_the_old_one() {
     let mut index = Index::default();
     index.apply(Event::Apply(slice("x", "a", 1)));
-    assert_eq!(index.apply(Event::Apply(slice("x", "b", 1))), changed(&["a", "b"]));
+    assert_eq!(services(&mut index, Event::Apply(slice("x", "b", 1))), changed(&["a", "b"]));
     assert_eq!(slice_names(&index, "a"), Vec::<String>::new());
     assert_eq!(slice_names(&index, "b"), ["x"]);
 }
@@ -93,7 +102,7 @@ fn a_relist_changes_only_what_differs_and_only_when_it_is_complete() {
         assert!(index.apply(event).is_empty());
     }
     assert!(!index.is_synced());
-    assert_eq!(index.apply(Event::InitDone(Kind::Service)), changed(&["b", "c", "e"]));
+    assert_eq!(services(&mut index, Event::InitDone(Kind::Service)), changed(&["b", "c", "e"]));
     assert!(index.service(&name("c")).is_none());
     assert!(index.service(&name("d")).is_some(), "it could not be read: what was known stays");
 }
@@ -105,7 +114,7 @@ fn a_relist_that_begins_again_forgets_its_first_attempt() {
     index.apply(Event::InitApply(service("a", 1)));
     index.apply(Event::Init(Kind::Service));
     index.apply(Event::InitApply(service("b", 2)));
-    assert_eq!(index.apply(Event::InitDone(Kind::Service)), changed(&["b"]));
+    assert_eq!(services(&mut index, Event::InitDone(Kind::Service)), changed(&["b"]));
 }
 
 #[test]
@@ -137,11 +146,11 @@ fn whoever_asks_for_the_same_address_is_changed_too() {
     index.apply(Event::Apply(service("b", 1)));
     assert_eq!(index.owner(&claim), Some(&name("b")));
     // The same age: the first by name has it.
-    assert_eq!(index.apply(Event::Apply(service("a", 1))), changed(&["a", "b"]));
+    assert_eq!(services(&mut index, Event::Apply(service("a", 1))), changed(&["a", "b"]));
     assert_eq!(index.owner(&claim), Some(&name("a")));
-    assert_eq!(index.apply(Event::Apply(service("a", 2))), changed(&["a", "b"]));
+    assert_eq!(services(&mut index, Event::Apply(service("a", 2))), changed(&["a", "b"]));
     assert_eq!(index.owner(&claim), Some(&name("b")));
-    assert_eq!(index.apply(Event::Delete(Kind::Service, name("b"))), changed(&["b"]));
+    assert_eq!(services(&mut index, Event::Delete(Kind::Service, name("b"))), changed(&["b"]));
     assert_eq!(index.owner(&claim), None);
 }
 
@@ -156,4 +165,66 @@ fn synced_means_every_list_and_the_nodes_addresses() {
     assert!(index.apply(Event::NodeAddrs(addrs.clone())).node);
     assert!(index.is_synced());
     assert!(index.apply(Event::NodeAddrs(addrs)).is_empty());
+}
+
+fn triggered(of: &str, service: &str, last: u8, secs: u64) -> Event {
+    let Object::Slice(mut made) = slice(of, service, last) else { unreachable!("a slice is a slice") };
+    made.trigger = Trigger((secs != 0).then(|| Duration::from_secs(secs)));
+    Event::Apply(Object::Slice(made))
+}
+
+/// Seconds of what is to be measured of each Service after these events.
+fn heard(events: Vec<Event>) -> Vec<(&'static str, Vec<u64>)> {
+    let (mut index, mut all) = (Index::default(), Changed::default());
+    for event in events {
+        all.merge(index.apply(event));
+    }
+    let secs = |(family, time): (IpFamily, Duration)| {
+        assert_eq!(family, IpFamily::V4);
+        time.as_secs()
+    };
+    let of = |service| (service, all.triggers.take(&name(service)).map(secs).collect::<Vec<_>>());
+    ["a", "b"].map(of).into_iter().filter(|(_, secs)| !secs.is_empty()).collect()
+}
+
+#[test]
+fn rule_135_one_time_for_each_event_that_changes_something() {
+    let delete = |of: &str| Event::Delete(Kind::EndpointSlice, name(of));
+    assert_eq!(heard(vec![triggered("x", "a", 1, 5)]), [("a", vec![5])]);
+    assert_eq!(heard(vec![triggered("x", "a", 1, 5), triggered("x", "a", 2, 6)]), [("a", vec![5, 6])]);
+    let two = vec![triggered("x", "a", 1, 5), triggered("y", "b", 1, 6), triggered("y", "b", 2, 7)];
+    assert_eq!(heard(two), [("a", vec![5]), ("b", vec![6, 7])]);
+    assert_eq!(heard(vec![triggered("x", "a", 1, 0)]), []);
+    assert_eq!(heard(vec![triggered("x", "a", 1, 5), triggered("x", "a", 1, 6)]), [("a", vec![5])], "nothing changed");
+    assert_eq!(heard(vec![triggered("x", "a", 1, 5), delete("x")]), []);
+    let again = vec![triggered("x", "a", 1, 5), delete("x"), triggered("x", "a", 1, 7)];
+    assert_eq!(heard(again), [("a", vec![7])]);
+    assert_eq!(heard(vec![delete("x")]), []);
+}
+
+#[test]
+fn rule_135_a_new_list_counts_where_it_changes_something() {
+    let list = |events: Vec<Event>| {
+        let applied = events.into_iter().map(|event| match event {
+            Event::Apply(object) => Event::InitApply(object),
+            other => other,
+        });
+        [Event::Init(Kind::EndpointSlice)].into_iter().chain(applied).chain([Event::InitDone(Kind::EndpointSlice)])
+    };
+    let first = list(vec![triggered("x", "a", 1, 5), triggered("y", "b", 1, 6)]);
+    let second = list(vec![triggered("x", "a", 1, 8), triggered("y", "b", 2, 9)]);
+    assert_eq!(heard(first.chain(second).collect()), [("a", vec![5]), ("b", vec![6, 9])]);
+}
+
+#[test]
+fn rule_116_a_slice_concerns_its_family_and_a_service_both() {
+    let mut index = Index::default();
+    let (v4, both) = (Families::one(IpFamily::V4), Families::BOTH);
+    assert_eq!(index.apply(Event::Apply(service("a", 1))).families, both);
+    assert_eq!(index.apply(Event::Apply(slice("x", "a", 1))).families, v4);
+    assert_eq!(index.apply(Event::Apply(slice("x", "a", 1))).families, Families::NONE, "nothing changed");
+    assert_eq!(index.apply(Event::Delete(Kind::EndpointSlice, name("x"))).families, v4);
+    assert_eq!(index.apply(Event::Delete(Kind::Service, name("a"))).families, both);
+    assert_eq!(index.apply(Event::NodeAddrs(BTreeMap::new())).families, both);
+    assert_eq!(index.apply(Event::NodeAddrs(BTreeMap::new())).families, Families::NONE);
 }

@@ -1,11 +1,14 @@
 //! EndpointSlices: kube-proxy's rules 2, 37–44.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::Timestamp;
 
-use super::{Decoded, Warning, check_port_name, labels, parse_port, parse_usable_address};
-use crate::model::{Endpoint, EndpointSlice, IpFamily, NameError, ObjectName, Protocol, SlicePort};
+use super::{Decoded, LAST_CHANGE_TRIGGER_TIME, Warning, check_port_name, labels, parse_port, parse_usable_address};
+use crate::model::{Endpoint, EndpointSlice, IpFamily, NameError, ObjectName, Protocol, SlicePort, Trigger};
 
 /// Longest name of an EndpointSlice, a DNS subdomain.
 const MAX_NAME: usize = 253;
@@ -42,8 +45,14 @@ pub fn decode(object: &discovery::EndpointSlice, node: &str) -> Result<Decoded<E
     let ports = ports(object, &mut warnings);
     let endpoints = object.endpoints.iter().enumerate();
     let endpoints = endpoints.filter_map(|(i, e)| endpoint(i, e, family, node, &mut warnings)).collect();
-    let slice = EndpointSlice { name, service, family, legacy: false, ports, endpoints };
+    let slice = EndpointSlice { name, service, family, legacy: false, ports, endpoints, trigger: trigger(meta) };
     Ok(Decoded { object: Some(slice), warnings })
+}
+
+/// Missing or unreadable, it only leaves a measurement out (rule 135).
+fn trigger(meta: &ObjectMeta) -> Trigger {
+    let text = meta.annotations.as_ref().and_then(|annotations| annotations.get(LAST_CHANGE_TRIGGER_TIME));
+    Trigger(text.and_then(|text| Duration::try_from(text.parse::<Timestamp>().ok()?.as_duration()).ok()))
 }
 
 /// Without a number a port means nothing here (rule 39).

@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1 as core;
 
 use super::endpoint_slice::{address, is_local, slice_port};
 use super::{Decoded, Warning, labels};
-use crate::model::{Endpoint, EndpointSlice, IpFamily, NameError, ObjectName};
+use crate::model::{Endpoint, EndpointSlice, IpFamily, NameError, ObjectName, Trigger};
 
 /// Why an Endpoints object cannot be used at all.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,7 +40,15 @@ pub fn decode(object: &core::Endpoints, node: &str) -> Result<Decoded<Vec<Endpoi
             if !endpoints.is_empty() {
                 let name = ObjectName::new(namespace, &format!("{}:endpoints:{i}:{}", service.name(), family.number()));
                 let (service, ports) = (service.clone(), ports.clone());
-                slices.push(EndpointSlice { name, service, family, legacy: true, ports, endpoints });
+                slices.push(EndpointSlice {
+                    name,
+                    service,
+                    family,
+                    legacy: true,
+                    ports,
+                    endpoints,
+                    trigger: Trigger::default(),
+                });
             }
         }
     }

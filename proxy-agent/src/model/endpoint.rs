@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{IpFamily, ObjectName, Protocol};
 
@@ -50,4 +51,19 @@ pub struct EndpointSlice {
     pub ports: Vec<SlicePort>,
     /// `endpoints`.
     pub endpoints: Vec<Endpoint>,
+    /// Since when the cluster has wanted it so.
+    pub trigger: Trigger,
 }
+
+/// When that happened which made a slice what it is, as its writer says (rule 135): time since 1970. It says nothing of the
+/// endpoints: slices that differ here alone are equal.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Trigger(pub Option<Duration>);
+
+impl PartialEq for Trigger {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Trigger {}

@@ -124,6 +124,50 @@ impl fmt::Display for IpFamily {
     }
 }
 
+/// Some of the families.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Families {
+    v4: bool,
+    v6: bool,
+}
+
+impl Families {
+    /// None.
+    pub const NONE: Self = Self { v4: false, v6: false };
+    /// Both.
+    pub const BOTH: Self = Self { v4: true, v6: true };
+
+    /// One.
+    pub const fn one(family: IpFamily) -> Self {
+        Self { v4: matches!(family, IpFamily::V4), v6: matches!(family, IpFamily::V6) }
+    }
+
+    /// Those of either.
+    #[must_use]
+    pub const fn or(self, other: Self) -> Self {
+        Self { v4: self.v4 || other.v4, v6: self.v6 || other.v6 }
+    }
+
+    /// Those of this that are not in the other.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self { v4: self.v4 && !other.v4, v6: self.v6 && !other.v6 }
+    }
+
+    /// True if the family is one of them.
+    pub const fn has(self, family: IpFamily) -> bool {
+        match family {
+            IpFamily::V4 => self.v4,
+            IpFamily::V6 => self.v6,
+        }
+    }
+
+    /// Each of them.
+    pub fn iter(self) -> impl Iterator<Item = IpFamily> {
+        IpFamily::ALL.into_iter().filter(move |family| self.has(*family))
+    }
+}
+
 /// A protocol that a Service port may have (rule 16).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]

@@ -13,7 +13,7 @@ use crate::dataplane::{Capacities, MapName, Snapshot};
 use crate::diff::QUIET;
 use crate::index::{Kind, Object};
 use crate::model::{
-    Endpoint, EndpointSlice, IpFamily, Node, ObjectName, Protocol, Service, ServicePort, ServiceType, SlicePort,
+    Endpoint, EndpointSlice, IpFamily, Node, ObjectName, Protocol, Service, ServicePort, ServiceType, SlicePort, Trigger,
 };
 
 mod histories;
@@ -54,6 +54,7 @@ fn slice(name: &str, service: &str, port: &str, endpoints: Vec<Endpoint>) -> End
         legacy: false,
         ports: vec![SlicePort { name: port.into(), protocol: Protocol::Tcp, port: 8080 }],
         endpoints,
+        trigger: Trigger::default(),
     }
 }
 

@@ -8,7 +8,9 @@ use std::{
 
 use proxy_agent::{
     index::{Event, Index, Kind, Object},
-    model::{Endpoint, EndpointSlice, IpFamily, ObjectName, Protocol, Service, ServicePort, ServiceType, SlicePort},
+    model::{
+        Endpoint, EndpointSlice, IpFamily, ObjectName, Protocol, Service, ServicePort, ServiceType, SlicePort, Trigger,
+    },
 };
 use proxy_common::abi::NodeAddr;
 
@@ -133,6 +135,7 @@ fn slice(service: &Service, family: IpFamily, endpoints: &[IpAddr]) -> EndpointS
         legacy: false,
         ports: ports.collect(),
         endpoints: endpoints.collect(),
+        trigger: Trigger::default(),
     }
 }
 

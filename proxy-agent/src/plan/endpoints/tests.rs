@@ -1,7 +1,7 @@
 //! kube-proxy's own table of endpoint choices (those without topology), in our words: rules 45, 51–54.
 
 use super::*;
-use crate::model::{Endpoint, IpFamily, ObjectName, SlicePort};
+use crate::model::{Endpoint, IpFamily, ObjectName, SlicePort, Trigger};
 
 /// Conditions of an endpoint by one letter, capitals are on this node: `r` ready; `t` serving and terminating; `b`
 /// ready although terminating; `d` terminating and no longer serving; `n` not ready, serving; `x` nothing at all.
@@ -82,6 +82,7 @@ fn slice(name: &str, ports: &[(&str, Protocol, u16)], endpoints: &[(u8, bool, bo
         legacy: false,
         ports: ports.iter().map(port).collect(),
         endpoints: endpoints.iter().map(endpoint).collect(),
+        trigger: Trigger::default(),
     }
 }
 

@@ -113,6 +113,16 @@ pub struct RunArgs {
     /// address. Loopback addresses never answer.
     #[arg(long, value_name = "CIDR|primary|all", value_delimiter = ',', default_value = "primary")]
     pub nodeport_addresses: Vec<String>,
+    /// Where /healthz and /livez are answered: an address, or one with a port; empty for nowhere
+    ///
+    /// `0.0.0.0` means every address of both families, as with kube-proxy.
+    #[arg(long, value_name = "ADDR[:PORT]", default_value = "0.0.0.0:10256", help_heading = "Health and metrics")]
+    pub healthz_bind_address: String,
+
+    /// Where /metrics is answered: an address, or one with a port; empty for nowhere
+    #[arg(long, value_name = "ADDR[:PORT]", default_value = "127.0.0.1:10249", help_heading = "Health and metrics")]
+    pub metrics_bind_address: String,
+
     /// How programs are attached
     #[arg(long, value_enum, default_value_t = AttachMode::Auto)]
     pub attach: AttachMode,

@@ -1,6 +1,6 @@
 //! The configuration after validation: what the flags mean. No I/O happens here.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use tracing_subscriber::EnvFilter;
 use crate::args::{AttachMode, RunArgs, SizeArgs, SourceArgs, TimeoutArgs};
 use crate::dataplane::pin::PinRoot;
 use crate::devices::select::Selection;
+use crate::model::IpFamily;
 use crate::plan::node_ports::is_primary;
 use crate::telemetry::{self, LogFormat};
 
@@ -43,6 +44,10 @@ pub enum Source {
     InCluster,
 }
 
+/// kube-proxy's ports.
+const HEALTHZ_PORT: u16 = 10_256;
+const METRICS_PORT: u16 = 10_249;
+
 /// Which addresses of the node answer NodePorts (rule 85).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodePortAddresses {
@@ -73,6 +78,18 @@ impl NodePortAddresses {
             networks.push(net);
         }
         if networks.is_empty() { Ok(Self::All) } else { Ok(Self::Networks(networks)) }
+    }
+
+    /// True if a family's NodePorts are answered on all of its addresses, whichever these are.
+    pub fn takes_all(&self, family: IpFamily) -> bool {
+        match self {
+            Self::All => true,
+            Self::Primary => false,
+            Self::Networks(networks) => {
+                let mut own = networks.iter().filter(|net| IpFamily::of(&net.addr()) == family).peekable();
+                own.peek().is_none() || own.any(|net| net.prefix_len() == 0)
+            }
+        }
     }
 
     /// True if NodePorts are answered at this address of the node. `primary` are the node's primary addresses; an
@@ -154,6 +171,10 @@ pub struct Config {
     pub pins: PinRoot,
     /// Which addresses answer NodePorts.
     pub nodeport_addresses: NodePortAddresses,
+    /// Where health is answered.
+    pub healthz: Option<SocketAddr>,
+    /// Where metrics are answered.
+    pub metrics: Option<SocketAddr>,
     /// How programs are attached.
     pub attach: AttachMode,
     /// Map sizes.
@@ -185,6 +206,8 @@ impl TryFrom<RunArgs> for Config {
             devices,
             pins,
             nodeport_addresses,
+            healthz_bind_address,
+            metrics_bind_address,
             attach,
             sizes,
             timeouts,
@@ -201,6 +224,8 @@ impl TryFrom<RunArgs> for Config {
             devices: Selection::parse(&devices)?,
             pins: PinRoot::new(pins.pin_path)?,
             nodeport_addresses: NodePortAddresses::parse(&nodeport_addresses)?,
+            healthz: parse_bind_address("healthz-bind-address", &healthz_bind_address, HEALTHZ_PORT)?,
+            metrics: parse_bind_address("metrics-bind-address", &metrics_bind_address, METRICS_PORT)?,
             attach,
             sizes: Sizes::new(&sizes)?,
             timeouts,
@@ -234,6 +259,17 @@ fn parse_api_server(args: &SourceArgs) -> Result<Option<String>, Invalid> {
         Some(host) if !host.is_empty() => Ok(Some(url.clone())),
         _ => Err(Invalid::new(FLAG, url, "not a URL such as https://192.0.2.1:6443")),
     }
+}
+
+/// Nothing, an address, or one with a port.
+fn parse_bind_address(flag: &'static str, text: &str, port: u16) -> Result<Option<SocketAddr>, Invalid> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let addr = text.parse().or_else(|_| text.parse().map(|ip: IpAddr| SocketAddr::new(ip, port)));
+    addr.map(Some).map_err(|_| {
+        Invalid::new(flag, text, format!("neither an address nor one with a port, such as 0.0.0.0:{port}"))
+    })
 }
 
 /// The API lower-cases nothing: a Node is called as the kubelet registered it, which is a lower-case DNS name.
@@ -392,5 +428,17 @@ mod tests {
             assert!(!choice.accepts(ip("::1"), &[]), "{choice:?}");
             assert!(choice.accepts(ip("192.0.2.1"), &[]), "{choice:?}");
         }
+    }
+
+    #[test]
+    fn bind_addresses_take_kube_proxys_ports() {
+        let parse =
+            |text| parse_bind_address("healthz-bind-address", text, 10_256).map(|addr| addr.map(|a| a.to_string()));
+        assert_eq!(parse(""), Ok(None));
+        assert_eq!(parse("0.0.0.0"), Ok(Some("0.0.0.0:10256".to_owned())));
+        assert_eq!(parse("::"), Ok(Some("[::]:10256".to_owned())));
+        assert_eq!(parse("127.0.0.1:1"), Ok(Some("127.0.0.1:1".to_owned())));
+        assert_eq!(parse("[::1]:2"), Ok(Some("[::1]:2".to_owned())));
+        assert!(parse(":10256").is_err() && parse("localhost:1").is_err());
     }
 }

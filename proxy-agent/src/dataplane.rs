@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 use proxy_common::abi;
 
-use crate::model::{IpFamily, ObjectName, PortKey, Protocol};
+use crate::model::{Families, IpFamily, ObjectName, PortKey, Protocol};
 
 pub mod attach;
 pub mod bpf;
@@ -72,6 +72,15 @@ impl MapName {
             Self::Live => Some("--max-endpoints"),
             Self::NodeAddrsV4 | Self::NodeAddrsV6 => Some("--max-node-addrs"),
             Self::Filter | Self::NodePorts => None,
+        }
+    }
+
+    /// The families whose packets it is read for.
+    pub const fn families(self) -> Families {
+        match self {
+            Self::ServicesV4 | Self::ClusterIpsV4 | Self::SlotsV4 | Self::NodeAddrsV4 => Families::one(IpFamily::V4),
+            Self::ServicesV6 | Self::ClusterIpsV6 | Self::SlotsV6 | Self::NodeAddrsV6 => Families::one(IpFamily::V6),
+            Self::Ports | Self::Live | Self::Names | Self::Filter | Self::NodePorts => Families::BOTH,
         }
     }
 
@@ -463,6 +472,17 @@ impl Capacities {
     }
 }
 
+/// How full a map is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapUse {
+    /// Which.
+    pub map: &'static str,
+    /// Entries in use.
+    pub entries: u64,
+    /// Entries that fit.
+    pub capacity: u64,
+}
+
 /// The maps' contents as plain values: what a restart starts from, and what is rendered for people.
 ///
 /// Array entries that were never written need not be listed.
@@ -565,6 +585,12 @@ impl DataplaneError {
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
         Self { op: op.into(), map, kind: FailureKind::Failed(source.into()) }
+    }
+
+    /// The families that are behind because of it. Want of room is the matter of the Service that does not fit: it is
+    /// reported under its name, and a new attempt would not make more of it.
+    pub const fn behind(&self) -> Families {
+        if self.is_full() { Families::NONE } else { self.map.families() }
     }
 
     /// True if there was no room.

@@ -12,12 +12,13 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use aya::maps::{HashMap, Map, MapData, MapError};
+use aya::maps::{HashMap, IterableMap as _, Map, MapData, MapError};
 use proxy_common::abi;
 use rtnetlink::Handle;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
+use crate::dataplane::MapUse;
 use crate::dataplane::attach::{self, AttachError, Attacher, Hook, Target};
 use crate::dataplane::pin::PinRoot;
 use desired::{Desired, Served, Step, Wishes, desired, steps};
@@ -56,6 +57,11 @@ impl DeviceMap {
         self.0.iter().collect()
     }
 
+    /// Entries that fit.
+    fn capacity(&self) -> u64 {
+        self.0.map().info().map_or(0, |info| info.max_entries().into())
+    }
+
     fn set(&mut self, entry: &abi::Device) -> Result<(), MapError> {
         self.0.insert(entry.ifindex, entry, 0)
     }
@@ -66,6 +72,22 @@ impl DeviceMap {
             Err(MapError::SyscallError(e)) if e.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             result => result,
         }
+    }
+}
+
+/// Devices in numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Census {
+    /// How many, by role and by state: `attached`, `described` (its entry is all it needs), `waiting` for an attempt that
+    /// succeeds, or `left_alone`.
+    pub devices: BTreeMap<(&'static str, &'static str), u64>,
+    /// How full `DEVICES` is.
+    pub map: MapUse,
+}
+
+impl Default for Census {
+    fn default() -> Self {
+        Self { devices: BTreeMap::new(), map: MapUse { map: "DEVICES", entries: 0, capacity: 0 } }
     }
 }
 
@@ -82,6 +104,7 @@ pub struct Devices {
     wishes: Wishes,
     now: Desired,
     addresses: watch::Sender<NodeAddresses>,
+    census: watch::Sender<Census>,
 }
 
 impl Devices {
@@ -103,11 +126,17 @@ impl Devices {
             wishes,
             now: Desired::default(),
             addresses,
+            census: watch::Sender::default(),
         };
         devices.read_all().await?;
         devices.drop_leftovers()?;
         devices.bring_into_step();
         Ok((devices, receiver))
+    }
+
+    /// The devices in numbers, whenever they change.
+    pub fn census(&self) -> watch::Receiver<Census> {
+        self.census.subscribe()
     }
 
     /// Follows changes until the subscription fails.
@@ -191,6 +220,7 @@ impl Devices {
                 tracing::info!(device = %name, ifindex = index, reason, "device left alone");
             }
         }
+        self.count(&next);
         self.now.skipped = next.skipped;
         self.addresses.send_if_modified(|current| {
             let changed = *current != next.addresses;
@@ -200,6 +230,33 @@ impl Devices {
             changed
         });
         self.now.addresses = next.addresses;
+    }
+
+    fn count(&self, next: &Desired) {
+        let mut census = Census::default();
+        for (index, wanted) in &next.devices {
+            let state = match self.now.devices.get(index) {
+                Some(now) if now.programs == wanted.programs => {
+                    if now.programs {
+                        "attached"
+                    } else {
+                        "described"
+                    }
+                }
+                _ => "waiting",
+            };
+            *census.devices.entry((select::role_name(Some(wanted.role)), state)).or_default() += 1;
+        }
+        if !next.skipped.is_empty() {
+            census.devices.insert((select::role_name(None), "left_alone"), next.skipped.len() as u64);
+        }
+        census.map.entries = self.now.devices.len() as u64;
+        census.map.capacity = self.map.capacity();
+        self.census.send_if_modified(|known| {
+            let changed = *known != census;
+            *known = census;
+            changed
+        });
     }
 
     /// Carries a step out, and notes it as done only if it was.

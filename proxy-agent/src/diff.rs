@@ -192,6 +192,31 @@ impl Ledger {
         self.ids.room()
     }
 
+    /// Sizes of the maps.
+    pub const fn capacities(&self) -> &Capacities {
+        &self.capacities
+    }
+
+    /// Entries in use of every map that can be full. Walks through all addresses.
+    pub fn uses(&self) -> Vec<(MapName, u64)> {
+        let (room, sizes) = (self.ids.room(), &self.capacities);
+        let taken = |map: MapName, room: u32| (map, u64::from(sizes.of(map).saturating_sub(room)));
+        let mut uses = vec![
+            taken(MapName::Ports, room.ports),
+            taken(MapName::Live, room.endpoints),
+            taken(MapName::SlotsV4, room.slots_v4),
+            taken(MapName::SlotsV6, room.slots_v6),
+        ];
+        for family in IpFamily::ALL {
+            let count =
+                |addrs: &mut dyn Iterator<Item = IpAddr>| addrs.filter(|a| IpFamily::of(a) == family).count() as u64;
+            uses.push((MapName::services(family), count(&mut self.tuples.keys().map(|tuple| tuple.addr))));
+            uses.push((MapName::cluster_ips(family), count(&mut self.cluster_ips.iter().copied())));
+            uses.push((MapName::node_addrs(family), count(&mut self.node_addrs.keys().copied())));
+        }
+        uses
+    }
+
     /// True if the Service was brought to what was wanted at least once.
     pub fn is_installed(&self, service: &ObjectName) -> bool {
         self.services.get(service).is_some_and(|held| held.installed)

@@ -10,7 +10,7 @@ use proxy_common::abi::{Direction, Flow, FlowKey};
 use proxy_common::{Family, V4, V6};
 
 use crate::dataplane::pin::PinRoot;
-use crate::dataplane::sys;
+use crate::dataplane::{MapUse, sys};
 
 /// A table that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +86,13 @@ where
             Err(MapError::SyscallError(e)) if e.io_error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(source) => Err(FlowsError { op: "remove from", map: self.names[0], source }),
         }
+    }
+
+    /// Both tables as full as they were counted.
+    pub fn uses(&self, flows: u64, half_open: u64) -> [MapUse; 2] {
+        let capacity = |map: &MapData| map.info().map_or(0, |info| info.max_entries().into());
+        let of = |map, entries, data| MapUse { map, entries, capacity: capacity(data) };
+        [of(self.names[0], flows, self.flows.map()), of(self.names[1], half_open, self.new.map())]
     }
 
     /// Entries that the table of confirmed flows has room for.

@@ -9,10 +9,10 @@ use aya::Pod;
 use proxy_common::Family;
 use proxy_common::abi::{Flow, FlowKey};
 use proxy_common::algo::timeout::Timeouts;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
-use crate::dataplane::sys;
+use crate::dataplane::{MapUse, sys};
 use crate::flows::{FamilyFlows, FlowMaps, FlowsError, Table, addresses};
 
 /// True if a pair has been idle for too long. It goes or stays together: the owner entry holds its state, and the later
@@ -51,6 +51,13 @@ where
     fn remove(&mut self, key: &FlowKey<F>) -> Result<bool, FlowsError> {
         Self::remove(self, key)
     }
+}
+
+/// How full the flows' tables were at the last sweep.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FlowUse {
+    /// Each table.
+    pub maps: Vec<MapUse>,
 }
 
 /// What a sweep found.
@@ -133,31 +140,42 @@ fn sweep_family<F: Family>(
     timeouts: &Timeouts,
     live: &mut HashSet<IpAddr>,
     swept: &mut Swept,
+    used: &mut FlowUse,
 ) -> Result<(), FlowsError>
 where
     F::Addr: Pod,
 {
     let mut candidates = Vec::new();
+    let (mut entries, mut half_open) = (0, 0);
     flows.for_each(Table::Flows, |key, flow| {
-        swept.entries += 1;
+        entries += 1;
         live.extend(addresses(key, flow));
         if is_candidate(now_secs, timeouts, key, flow) {
             candidates.push(*key);
         }
     })?;
-    flows.for_each(Table::New, |key, flow| live.extend(addresses(key, flow)))?;
+    flows.for_each(Table::New, |key, flow| {
+        half_open += 1;
+        live.extend(addresses(key, flow));
+    })?;
+    swept.entries += entries;
+    used.maps.extend(flows.uses(entries, half_open));
     for key in &candidates {
         prune(flows, now_secs, timeouts, key, swept)?;
     }
     Ok(())
 }
 
-/// Sweeps both families once. Returns the addresses that flows used when they were read.
-pub fn sweep(flows: &mut FlowMaps, now_secs: u32, timeouts: &Timeouts) -> Result<(Swept, HashSet<IpAddr>), FlowsError> {
-    let (mut swept, mut live) = (Swept::default(), HashSet::new());
-    sweep_family(&mut flows.v4, now_secs, timeouts, &mut live, &mut swept)?;
-    sweep_family(&mut flows.v6, now_secs, timeouts, &mut live, &mut swept)?;
-    Ok((swept, live))
+/// Sweeps both families once. Returns the addresses that flows used, and how many there were, when they were read.
+pub fn sweep(
+    flows: &mut FlowMaps,
+    now_secs: u32,
+    timeouts: &Timeouts,
+) -> Result<(Swept, HashSet<IpAddr>, FlowUse), FlowsError> {
+    let (mut swept, mut live, mut used) = (Swept::default(), HashSet::new(), FlowUse::default());
+    sweep_family(&mut flows.v4, now_secs, timeouts, &mut live, &mut swept, &mut used)?;
+    sweep_family(&mut flows.v6, now_secs, timeouts, &mut live, &mut swept, &mut used)?;
+    Ok((swept, live, used))
 }
 
 /// Sweeps for ever, and tells `live` after each sweep which addresses flows use. Runs on a thread of its own, because a
@@ -167,6 +185,7 @@ pub async fn run(
     timeouts: Timeouts,
     interval: Duration,
     live: mpsc::Sender<HashSet<IpAddr>>,
+    used: watch::Sender<FlowUse>,
 ) -> Result<(), FlowsError> {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -183,7 +202,8 @@ pub async fn run(
             Ok(done) => done,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         };
-        let (swept, addresses) = result?;
+        let (swept, addresses, now_used) = result?;
+        used.send_replace(now_used);
         let took_ms = began.elapsed().as_millis() as u64;
         let Swept { entries, removed, orphans } = swept;
         tracing::debug!(entries, removed, orphans, took_ms, "swept the flows");

@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 mod client;
 pub mod endpoint_slice;
 pub mod endpoints;
+pub mod events;
 pub mod manifest;
 pub mod node;
 pub mod service;

@@ -14,6 +14,7 @@ use crate::model::{EndpointSlice, IpFamily, ObjectName, PortKey, Protocol, Servi
 
 pub mod addresses;
 pub mod endpoints;
+pub mod health;
 pub mod ids;
 pub mod node_ports;
 
@@ -83,8 +84,6 @@ pub enum Unserved {
     ExternalIp(IpAddr),
     /// An address of `status.loadBalancer`.
     LoadBalancerIp(IpAddr),
-    /// `spec.healthCheckNodePort`.
-    HealthCheckNodePort(u16),
     /// `sessionAffinity: ClientIP`: connections are balanced one by one.
     SessionAffinity,
     /// Endpoints carry topology hints, which are not followed.
@@ -108,7 +107,6 @@ impl fmt::Display for Unserved {
             }
             Self::ExternalIp(addr) => write!(f, "external IP {addr}: not served yet"),
             Self::LoadBalancerIp(addr) => write!(f, "LoadBalancer IP {addr}: not served yet"),
-            Self::HealthCheckNodePort(port) => write!(f, "healthCheckNodePort {port}: not answered yet"),
             Self::SessionAffinity => {
                 f.write_str("sessionAffinity ClientIP: not kept yet, connections are balanced one by one")
             }

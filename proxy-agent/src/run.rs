@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::future::Future;
 use std::net::IpAddr;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use proxy_common::abi::Config as Settings;
@@ -23,14 +24,20 @@ use crate::dataplane::settings::SettingsMap;
 use crate::dataplane::{load, sys};
 use crate::devices::desired::Wishes;
 use crate::devices::{Devices, NodeAddresses};
+use crate::events::{About, Events, Notice, Severity};
 use crate::flows::FlowMaps;
+use crate::gc::FlowUse;
+use crate::health::node_ports::{self, HealthChecks};
+use crate::health::{self, Health};
 use crate::index::Event;
 use crate::k8s::watch::KubeApi;
+use crate::metrics::gather::{Sources, Stats};
+use crate::metrics::{self, Metrics};
 use crate::plan::node_ports::NodePorts;
 use crate::source::Source;
 use crate::source::folder::Folder;
 use crate::status::{self, file::StatusFile};
-use crate::sync::{self, Input};
+use crate::sync::{self, Input, Listeners};
 use crate::{gc, telemetry};
 
 /// Wrong usage.
@@ -83,6 +90,14 @@ impl Tasks {
         self.0.spawn(async move { (name, task.await.map_err(Into::into)) });
     }
 
+    /// A task that has no way to fail.
+    fn serve(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.spawn(name, async move {
+            task.await;
+            Ok::<_, anyhow::Error>(())
+        });
+    }
+
     async fn first_end(&mut self) -> anyhow::Result<()> {
         match self.0.join_next().await {
             Some(Ok((name, Ok(())))) => anyhow::bail!("{name} ended unexpectedly"),
@@ -118,50 +133,88 @@ async fn start(config: Config) -> anyhow::Result<Tasks> {
         Some(name) => name.clone(),
         None => sys::host_name().context("cannot find the host's name; give --node-name")?,
     };
+    let mut tasks = Tasks(JoinSet::new());
+    let health = Arc::new(Health::default());
     // First, because a folder or kubeconfig that is not there should be said before anything is touched.
-    let source = source(&config, &node).await?;
+    let (source, events) = source(&config, &node, &health, &mut tasks).await?;
     let attacher = load(&config)?;
     let wishes = Wishes { selection: config.devices.clone(), nodeport_addresses: config.nodeport_addresses.clone() };
     let (devices, addresses) = Devices::start(attacher, &config.pins, wishes).await?;
     let dataplane = BpfDataplane::open(&config.pins, Access::Write)?;
     let flows = FlowMaps::open(&config.pins)?;
     let settings = SettingsMap::open(&config.pins)?;
+    let stats = Stats::open(&config.pins).context("cannot use map STATS")?;
 
-    let node_ports = match (&config.nodeport_addresses, &config.source) {
+    let answering = match (&config.nodeport_addresses, &config.source) {
         (NodePortAddresses::Primary, config::Source::Manifests(_)) => NodePorts::OfNodeOrGiven,
         (NodePortAddresses::Primary, _) => NodePorts::OfNode,
         _ => NodePorts::Given,
     };
-    let mut tasks = Tasks(JoinSet::new());
+    let metrics = Arc::new(Metrics::new());
     let (inputs, control_plane) = mpsc::channel(INPUTS);
     let (live, live_addresses) = mpsc::channel(1);
+    let (checks, health_checks) = watch::channel(HealthChecks::new());
+    let (own, node_addresses) = watch::channel(NodeAddresses::new());
+    let (used, flow_use) = watch::channel(FlowUse::default());
     let (news, status) = mpsc::unbounded_channel();
+    let listeners =
+        Listeners { news, checks, addresses: own, health: Arc::clone(&health), syncs: metrics.syncs.clone() };
+    let sources = Sources { stats, control_plane: inputs.clone(), flows: flow_use, devices: devices.census() };
+    let node_ports = node_ports::Inputs {
+        checks: health_checks,
+        addresses: node_addresses,
+        policy: config.nodeport_addresses,
+        health: Arc::clone(&health),
+        events: events.clone(),
+        node: node.clone(),
+    };
     tracing::info!(source = source.describe(), node, "following Services");
-    tasks.spawn("the control plane", sync::run(dataplane, node_ports, control_plane, news));
+    tasks.spawn("the control plane", sync::run(dataplane, answering, control_plane, listeners));
     tokio::spawn(status::file::follow(StatusFile::of(&config.pins), status));
     tasks.spawn("the source of Services", source.run(inputs.clone()));
     tasks.spawn("the devices' task", devices.run());
     tasks.spawn("the relay of addresses", relay(addresses, live_addresses, inputs));
-    tasks.spawn("the sweep over flows", gc::run(flows, config.timeouts, config.sweep_interval, live));
+    tasks.spawn("the sweep over flows", gc::run(flows, config.timeouts, config.sweep_interval, live, used));
+    tasks.spawn("the health checks of Services", node_ports::run(node_ports));
+    if let Some(addr) = config.healthz {
+        tasks.serve("the health server", health::server::run(addr, health, metrics.answers.clone()));
+    }
+    if let Some(addr) = config.metrics {
+        tasks.serve("the metrics server", metrics::server::run(addr, metrics, sources));
+    }
     tasks.spawn("the watch for kube-proxy", watch_kube_proxy(settings));
+    events.tell(Notice {
+        about: About::Node,
+        severity: Severity::Normal,
+        reason: "Starting",
+        action: "StartFairlead",
+        note: format!("fairlead {} serves this node", env!("CARGO_PKG_VERSION")),
+    });
     Ok(tasks)
 }
 
-async fn source(config: &Config, node: &str) -> anyhow::Result<Box<dyn Source>> {
-    Ok(match &config.source {
+/// The source of Services, and where Events are told.
+async fn source(
+    config: &Config,
+    node: &str,
+    health: &Health,
+    tasks: &mut Tasks,
+) -> anyhow::Result<(Box<dyn Source>, Events)> {
+    let api = match &config.source {
         config::Source::Manifests(dir) => {
             std::fs::read_dir(dir)
                 .with_context(|| format!("cannot read {}; --manifests wants a folder of YAML files", dir.display()))?;
-            Box::new(Folder::new(dir, node))
+            // Without a cluster nobody is about to remove the node.
+            health.node(false);
+            return Ok((Box::new(Folder::new(dir, node)), Events::nobody()));
         }
-        config::Source::Kubeconfig(file) => {
-            Box::new(KubeApi::from_kubeconfig(file, config.api_server.as_deref(), node).await?)
-        }
-        config::Source::InCluster => Box::new(
-            KubeApi::in_cluster(config.api_server.as_deref(), node)
-                .context("outside a pod, give --kubeconfig FILE or --manifests DIR")?,
-        ),
-    })
+        config::Source::Kubeconfig(file) => KubeApi::from_kubeconfig(file, config.api_server.as_deref(), node).await?,
+        config::Source::InCluster => KubeApi::in_cluster(config.api_server.as_deref(), node)
+            .context("outside a pod, give --kubeconfig FILE or --manifests DIR")?,
+    };
+    let (events, notices) = Events::new();
+    tasks.serve("the writer of Events", api.publish(notices));
+    Ok((Box::new(api), events))
 }
 
 /// Loads the programs and makes ready to attach them.

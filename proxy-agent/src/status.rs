@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::dataplane::Subject;
+use crate::dataplane::{DataplaneError, Subject};
+use crate::model::{Families, ObjectName};
 use crate::plan::Unserved;
 
 pub mod file;
@@ -19,6 +20,7 @@ const LAST_RETRY: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 struct Failure {
     message: String,
+    behind: Families,
     attempts: u32,
     retry_at: Duration,
 }
@@ -65,12 +67,13 @@ impl Board {
     }
 
     /// A change failed. Returns the pause until the next attempt, and true if the reason is a new one.
-    pub fn failed(&mut self, subject: &Subject, message: String, now: Duration) -> (Duration, bool) {
+    pub fn failed(&mut self, subject: &Subject, error: &DataplaneError, now: Duration) -> (Duration, bool) {
+        let message = error.to_string();
         let known = self.failures.get(subject);
         let attempts = known.map_or(0, |failure| failure.attempts);
         let new = known.is_none_or(|failure| failure.message != message);
         let pause = LAST_RETRY.min(FIRST_RETRY.saturating_mul(1 << attempts.min(10)));
-        let failure = Failure { message, attempts: attempts + 1, retry_at: now + pause };
+        let failure = Failure { message, behind: error.behind(), attempts: attempts + 1, retry_at: now + pause };
         self.failures.insert(subject.clone(), failure);
         self.done.remove(subject);
         if new {
@@ -128,6 +131,21 @@ impl Board {
         )
     }
 
+    /// True if the Service's last change succeeded.
+    pub fn is_done(&self, service: &ObjectName) -> bool {
+        self.done.contains(&Subject::Service(service.clone()))
+    }
+
+    /// Number of subjects that are done but for what is not served of them.
+    pub fn partly_unserved(&self) -> usize {
+        self.unserved.keys().filter(|subject| self.done.contains(*subject)).count()
+    }
+
+    /// The families of which a write failed that should not fail.
+    pub fn behind(&self) -> Families {
+        self.failures.values().fold(Families::NONE, |families, failure| families.or(failure.behind))
+    }
+
     /// Every subject that is not simply done, by name.
     pub fn entries(&self) -> Vec<Entry> {
         let subjects: BTreeSet<_> = self.failures.keys().chain(self.unserved.keys()).collect();
@@ -149,16 +167,24 @@ impl Board {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::ObjectName;
+    use crate::dataplane::{Capacities, MapName};
+    use crate::model::IpFamily;
+
+    fn full() -> DataplaneError {
+        DataplaneError::full("add to", MapName::ServicesV4, &Capacities::default())
+    }
+
+    fn gone() -> DataplaneError {
+        DataplaneError::failed("add to", MapName::ServicesV4, std::io::Error::other("gone"))
+    }
 
     #[test]
     fn pauses_double_up_to_half_a_minute() {
         let (mut board, subject) = (Board::default(), Subject::Service(ObjectName::new("a", "b")));
-        let pauses: Vec<_> =
-            (0..9).map(|_| board.failed(&subject, "full".into(), Duration::ZERO).0.as_millis()).collect();
+        let pauses: Vec<_> = (0..9).map(|_| board.failed(&subject, &full(), Duration::ZERO).0.as_millis()).collect();
         assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000, 30_000]);
         assert!(board.done(&subject));
-        assert_eq!(board.failed(&subject, "full".into(), Duration::ZERO).0, FIRST_RETRY);
+        assert_eq!(board.failed(&subject, &full(), Duration::ZERO).0, FIRST_RETRY);
     }
 
     #[test]
@@ -166,13 +192,13 @@ mod tests {
         let (mut board, subject) = (Board::default(), Subject::Service(ObjectName::new("a", "b")));
         board.done(&subject);
         assert!(board.take_news().0.is_empty(), "what is simply done is no news");
-        board.failed(&subject, "full".into(), Duration::ZERO);
-        board.failed(&subject, "full".into(), Duration::ZERO);
+        board.failed(&subject, &full(), Duration::ZERO);
+        board.failed(&subject, &full(), Duration::ZERO);
         board.unserved(&subject, &[Unserved::SessionAffinity]);
         let [(told, Some(entry))] = &board.take_news().0[..] else { panic!("one piece of news") };
         assert_eq!((told, std::slice::from_ref(entry)), (&subject, &board.entries()[..]));
-        assert_eq!((entry.service.as_deref(), entry.error.as_deref()), (Some("a/b"), Some("full")));
-        board.failed(&subject, "full".into(), Duration::ZERO);
+        assert_eq!((entry.service.as_deref(), entry.error.as_deref()), (Some("a/b"), Some(&*full().to_string())));
+        board.failed(&subject, &full(), Duration::ZERO);
         assert!(board.take_news().0.is_empty(), "it fails as it did");
         board.done(&subject);
         board.forget(&subject);
@@ -182,9 +208,20 @@ mod tests {
     #[test]
     fn a_failure_is_news_once() {
         let (mut board, subject) = (Board::default(), Subject::Node);
-        assert!(board.failed(&subject, "full".into(), Duration::ZERO).1);
-        assert!(!board.failed(&subject, "full".into(), Duration::ZERO).1);
-        assert!(board.failed(&subject, "gone".into(), Duration::ZERO).1);
+        assert!(board.failed(&subject, &full(), Duration::ZERO).1);
+        assert!(!board.failed(&subject, &full(), Duration::ZERO).1);
+        assert!(board.failed(&subject, &gone(), Duration::ZERO).1);
         assert_eq!(board.due(Duration::from_secs(60)), [subject]);
+    }
+
+    #[test]
+    fn want_of_room_is_one_services_matter_and_any_other_failure_its_familys() {
+        let (mut board, subject) = (Board::default(), Subject::Node);
+        board.failed(&subject, &full(), Duration::ZERO);
+        assert_eq!(board.behind(), Families::NONE);
+        board.failed(&subject, &gone(), Duration::ZERO);
+        assert_eq!(board.behind(), Families::one(IpFamily::V4));
+        board.done(&subject);
+        assert_eq!(board.behind(), Families::NONE);
     }
 }

@@ -8,16 +8,21 @@ use std::time::Duration;
 use tracing::{debug, info};
 
 use crate::dataplane::{Change, Dataplane, DataplaneError, Grace, MapOp, Snapshot, Subject};
+use crate::devices::NodeAddresses;
 use crate::diff::Ledger;
-use crate::index::{Changed, Event, Index};
+use crate::health::node_ports::HealthChecks;
+use crate::index::{Changed, Event, Index, Triggers};
+use crate::model::{Families, IpFamily, Node};
 use crate::plan::node_ports::{Answer, NodePorts};
 use crate::plan::{self, Desired};
 use crate::status::{Board, News};
 
 mod apply;
+mod figures;
 mod task;
 
-pub use task::{Input, run};
+pub use figures::Figures;
+pub use task::{Input, Listeners, run};
 
 #[cfg(test)]
 mod tests;
@@ -39,6 +44,24 @@ pub struct Sync<D> {
     started: Duration,
     first_done: bool,
     graves: Graves,
+    tally: Tally,
+    /// Of changes that are not in the kernel yet.
+    triggers: Triggers,
+    /// Of changes that are, until somebody asks.
+    programmed: Vec<(IpFamily, Duration)>,
+    /// What load balancers may be told: of Services as the kernel has them (rule 127).
+    checks: HealthChecks,
+    checks_moved: bool,
+    /// The node's addresses as the kernel has them, until somebody asks.
+    addresses: Option<NodeAddresses>,
+}
+
+/// What was done since the start.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    done: u64,
+    failed: u64,
+    writes: u64,
 }
 
 /// Changes that are done but for what waits for a grace period.
@@ -60,10 +83,25 @@ impl<D: Dataplane> Sync<D> {
         report_restored(&maps);
         let (ledger, ipv6) = (Ledger::restore(&maps, now), maps.capacities.ipv6);
         let (index, board, changed) = (Index::default(), Board::default(), Changed::default());
-        let graves = Graves::default();
-        let (node_ports, answer) = (NodePorts::default(), None);
-        let (started, first_done) = (now, false);
-        Ok(Self { dataplane, index, ledger, board, ipv6, node_ports, answer, changed, started, first_done, graves })
+        Ok(Self {
+            dataplane,
+            index,
+            ledger,
+            board,
+            ipv6,
+            node_ports: NodePorts::default(),
+            answer: None,
+            changed,
+            started: now,
+            first_done: false,
+            graves: Graves::default(),
+            tally: Tally::default(),
+            triggers: Triggers::default(),
+            programmed: Vec::new(),
+            checks: HealthChecks::new(),
+            checks_moved: false,
+            addresses: None,
+        })
     }
 
     /// Lets `node_ports` decide which of the node's addresses answer NodePorts.
@@ -83,6 +121,7 @@ impl<D: Dataplane> Sync<D> {
             return;
         }
         let mut changed = std::mem::take(&mut self.changed);
+        self.triggers.merge(std::mem::take(&mut changed.triggers));
         if !self.first_done {
             changed.node = true;
             changed.services.extend(self.index.service_names().chain(self.ledger.services()).cloned());
@@ -139,6 +178,45 @@ impl<D: Dataplane> Sync<D> {
     /// True if retires failed and wait for another attempt.
     pub fn has_retires(&self) -> bool {
         !self.graves.over.is_empty()
+    }
+
+    /// The families that have something to write, once there is a full list of everything.
+    pub fn waiting(&self) -> Families {
+        match (self.index.is_synced(), self.first_done) {
+            (false, _) => Families::NONE,
+            (true, false) => self.families(),
+            (true, true) => self.changed.families,
+        }
+    }
+
+    /// The families that are not up to date although [`Self::step`] has tried.
+    pub fn behind(&self) -> Families {
+        self.waiting().or(self.board.behind())
+    }
+
+    /// The families that this node has.
+    pub const fn families(&self) -> Families {
+        if self.ipv6 { Families::BOTH } else { Families::one(IpFamily::V4) }
+    }
+
+    /// When what caused the changes happened that have reached the kernel since this was last asked: time since 1970.
+    pub fn take_programmed(&mut self) -> Vec<(IpFamily, Duration)> {
+        std::mem::take(&mut self.programmed)
+    }
+
+    /// What load balancers may be told, if that has changed since this was last asked.
+    pub fn take_checks(&mut self) -> Option<HealthChecks> {
+        std::mem::take(&mut self.checks_moved).then(|| self.checks.clone())
+    }
+
+    /// The node's addresses, if they may have changed since this was last asked.
+    pub fn take_addresses(&mut self) -> Option<NodeAddresses> {
+        self.addresses.take()
+    }
+
+    /// The own Node.
+    pub const fn node(&self) -> Option<&Node> {
+        self.index.node()
     }
 
     /// How each Service stands.

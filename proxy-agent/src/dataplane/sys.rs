@@ -344,6 +344,22 @@ pub fn netns_inode() -> io::Result<u64> {
     Ok(File::open("/proc/self/ns/net")?.metadata()?.ino())
 }
 
+/// Bytes of a page.
+pub fn page_size() -> u64 {
+    sysconf(libc::_SC_PAGESIZE)
+}
+
+/// Ticks of a second in `/proc`.
+pub fn clock_ticks() -> u64 {
+    sysconf(libc::_SC_CLK_TCK)
+}
+
+fn sysconf(name: libc::c_int) -> u64 {
+    // SAFETY: it reads a constant of the system.
+    let value = unsafe { libc::sysconf(name) };
+    u64::try_from(value).unwrap_or(1)
+}
+
 /// True if this process is root in effect.
 pub fn is_root() -> bool {
     // SAFETY: no arguments, cannot fail.

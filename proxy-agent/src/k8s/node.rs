@@ -10,6 +10,9 @@ use crate::model::{NameError, Node, ObjectName};
 /// Longest name of a Node, a DNS subdomain.
 const MAX_NAME: usize = 253;
 
+/// Cluster Autoscaler puts this taint on a Node that it is about to remove.
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
+
 /// Why a Node cannot be used at all.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NodeError {
@@ -27,7 +30,10 @@ pub fn decode(object: &core::Node, own: &str) -> Result<Decoded<Node>, NodeError
     }
     let mut warnings = Vec::new();
     let zone = meta.labels.as_ref().and_then(|labels| labels.get(labels::ZONE)).filter(|zone| !zone.is_empty());
-    let node = Node { name, addresses: addresses(object, &mut warnings), zone: zone.map(|zone| zone.as_str().into()) };
+    let taints = object.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    let leaving = meta.deletion_timestamp.is_some() || taints.into_iter().any(|taint| taint.key == TO_BE_DELETED);
+    let addresses = addresses(object, &mut warnings);
+    let node = Node { name, addresses, zone: zone.map(|zone| zone.as_str().into()), leaving };
     Ok(Decoded { object: Some(node), warnings })
 }
 
@@ -105,6 +111,24 @@ mod tests {
         };
         assert_eq!(zone("a").as_deref(), Some("a"));
         assert_eq!(zone(""), None);
+    }
+
+    #[test]
+    fn rule_118_a_node_leaves_when_it_is_deleted_or_about_to_be() {
+        let leaving = |more: serde_json::Value| {
+            let mut value = serde_json::json!({"metadata": {"name": "node-a"}, "spec": {}});
+            let object = value.as_object_mut().unwrap();
+            for (field, inner) in more.as_object().unwrap() {
+                object[field].as_object_mut().unwrap().extend(inner.as_object().unwrap().clone());
+            }
+            decode(&node(value), "node-a").unwrap().object.unwrap().leaving
+        };
+        let taint = |key: &str| serde_json::json!({"key": key, "effect": "NoSchedule", "value": "1"});
+        let tainted = |keys: &[&str]| serde_json::json!({"spec": {"unschedulable": true, "taints": keys.iter().map(|k| taint(k)).collect::<Vec<_>>()}});
+        assert!(!leaving(tainted(&[])), "cordoned");
+        assert!(!leaving(tainted(&["node.kubernetes.io/unschedulable", "node.kubernetes.io/not-ready"])));
+        assert!(leaving(tainted(&["node.kubernetes.io/unschedulable", "ToBeDeletedByClusterAutoscaler"])));
+        assert!(leaving(serde_json::json!({"metadata": {"deletionTimestamp": "2026-05-17T10:00:00Z"}})));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tracing::{Instrument as _, info, info_span, warn};
 
 use super::{Decoded, endpoint_slice, labels, node, service};
+use crate::events::Notice;
 use crate::index::{Event, Kind, Object};
 use crate::model::ObjectName;
 use crate::source::{Closed, Source, SourceError, send};
@@ -44,6 +45,11 @@ impl KubeApi {
         let what = || "the service account of this pod".to_owned();
         let config = kube::Config::incluster().map_err(|error| unusable(what(), error))?;
         Self::connect(config, what(), server, node)
+    }
+
+    /// Writes Events until nobody tells any more.
+    pub fn publish(&self, notices: mpsc::Receiver<Notice>) -> impl Future<Output = ()> + Send + use<> {
+        super::events::publish(self.client.clone(), self.node.clone(), notices)
     }
 
     fn connect(mut config: kube::Config, what: String, server: Option<&str>, node: &str) -> Result<Self, SourceError> {

@@ -14,4 +14,6 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// The zone it stands in (rule 57).
     pub zone: Option<Arc<str>>,
+    /// It is being deleted, or about to be: load balancers are to leave it (rule 118).
+    pub leaving: bool,
 }

@@ -50,7 +50,6 @@ pub fn unserved(service: &Service) -> impl Iterator<Item = Unserved> {
     });
     let external = service.external_ips.iter().map(|addr| Unserved::ExternalIp(*addr));
     let balancers = service.load_balancer_ips.iter().map(|addr| Unserved::LoadBalancerIp(*addr));
-    let health = Some(service.health_check_node_port).filter(|port| *port != 0).map(Unserved::HealthCheckNodePort);
     let affinity = service.affinity_secs.map(|_| Unserved::SessionAffinity);
-    ports.chain(external).chain(balancers).chain(health).chain(affinity)
+    ports.chain(external).chain(balancers).chain(affinity)
 }

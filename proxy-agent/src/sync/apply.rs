@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tracing::{debug, info, trace, warn};
 
-use super::{Answer, Change, Dataplane, DataplaneError, Desired, Grace, MapOp, Subject, Sync};
+use super::{Answer, Change, Dataplane, DataplaneError, Desired, Grace, MapOp, Subject, Sync, plan};
 
 fn report(answer: &Answer) {
     match answer {
@@ -39,6 +39,7 @@ impl<D: Dataplane> Sync<D> {
         let Some(addrs) = self.index.node_addrs().map(|addrs| answer.apply(addrs)) else { return };
         let change = self.ledger.change_node(&addrs);
         self.carry_out(change, None, now);
+        self.addresses = Some(addrs);
         if self.answer.as_ref() != Some(&answer) {
             report(&answer);
             self.answer = Some(answer);
@@ -51,6 +52,10 @@ impl<D: Dataplane> Sync<D> {
             return self.refuse(&change.subject, &error, now);
         }
         self.ledger.finish(&change, desired);
+        self.tally.done += u64::from(!change.is_empty());
+        if let Some(desired) = desired {
+            self.reached(desired);
+        }
         // Words that came to rest do not make up for a plan that failed.
         let whole = desired.is_some() || !matches!(change.subject, Subject::Service(_));
         if whole && self.board.done(&change.subject) {
@@ -62,9 +67,22 @@ impl<D: Dataplane> Sync<D> {
         }
     }
 
+    /// A Service is in the kernel as it should be.
+    fn reached(&mut self, desired: &Desired) {
+        let name = &desired.service;
+        self.programmed.extend(self.triggers.take(name));
+        let check = plan::health::health_check(&self.index, name, self.ipv6);
+        let before = match check {
+            Some(check) => self.checks.insert(name.clone(), check),
+            None => self.checks.remove(name),
+        };
+        self.checks_moved |= before != check;
+    }
+
     /// A subject's change failed. It is tried again later, and nothing else waits for it.
     fn refuse(&mut self, subject: &Subject, error: &DataplaneError, now: Duration) {
-        let (pause, new) = self.board.failed(subject, error.to_string(), now);
+        self.tally.failed += 1;
+        let (pause, new) = self.board.failed(subject, error, now);
         if new {
             warn!(%subject, %error, retry_ms = pause.as_millis() as u64, "a change failed; all else goes on");
         }
@@ -99,6 +117,7 @@ impl<D: Dataplane> Sync<D> {
     pub(super) fn write(&mut self, op: &MapOp) -> Result<(), DataplaneError> {
         trace!(?op, "write");
         self.dataplane.write(op)?;
+        self.tally.writes += 1;
         self.ledger.record(op);
         Ok(())
     }

@@ -13,10 +13,12 @@ use crate::dataplane::{Capacities, MapName, Snapshot};
 use crate::diff::QUIET;
 use crate::index::{Kind, Object};
 use crate::model::{
-    Endpoint, EndpointSlice, IpFamily, Node, ObjectName, Protocol, Service, ServicePort, ServiceType, SlicePort, Trigger,
+    Endpoint, EndpointSlice, IpFamily, Node, ObjectName, Protocol, Service, ServicePort, ServiceType, SlicePort,
+    Trigger,
 };
 
 mod histories;
+mod told;
 
 fn service(name: &str, ip: u8, ports: &[(&str, u16)]) -> Service {
     let port = |(name, port): &(&str, u16)| ServicePort {
@@ -573,7 +575,7 @@ fn own_addresses() -> Event {
 
 fn own_node(addresses: &[&str]) -> Event {
     let addresses = addresses.iter().map(|addr| ip(addr)).collect();
-    Event::Apply(Object::Node(Node { name: ObjectName::new("", "node-a"), addresses, zone: None }))
+    Event::Apply(Object::Node(Node { name: ObjectName::new("", "node-a"), addresses, zone: None, leaving: false }))
 }
 
 /// The addresses that answer NodePorts.

@@ -15,6 +15,7 @@ pub mod capture;
 pub mod client;
 pub mod conntrack;
 pub mod frame;
+pub mod http;
 pub mod janitor;
 pub mod load;
 pub mod manifest;

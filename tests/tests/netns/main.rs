@@ -42,6 +42,10 @@ mod flood;
 #[cfg(test)]
 mod foreign;
 #[cfg(test)]
+mod health;
+#[cfg(test)]
+mod metrics;
+#[cfg(test)]
 mod node_port;
 #[cfg(test)]
 mod payload;

@@ -1,0 +1,35 @@
+//! `/healthz` and `/livez`: kube-proxy's rules 115–121.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::{Health, Moment, Question};
+use crate::http;
+use crate::metrics::Answers;
+
+/// Serves for ever.
+pub async fn run(addr: SocketAddr, health: Arc<Health>, answers: Answers) {
+    let listener = http::listen_patiently("health", addr).await;
+    // Methods are not looked at (rule 115).
+    http::serve(listener, move |request| {
+        let question = question(request.uri().path());
+        let answer = question.map_or_else(http::not_found, |question| answer(question, &health, &answers));
+        std::future::ready(answer)
+    })
+    .await;
+}
+
+fn question(path: &str) -> Option<Question> {
+    match path {
+        "/healthz" => Some(Question::Ready),
+        "/livez" => Some(Question::Live),
+        _ => None,
+    }
+}
+
+fn answer(question: Question, health: &Health, answers: &Answers) -> http::Answer {
+    let (yes, body) = health.judge(Moment::now()).answer(question);
+    let answer = http::json(yes, body);
+    answers.count(question, answer.status());
+    answer
+}

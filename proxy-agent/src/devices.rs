@@ -134,6 +134,12 @@ impl Devices {
         Ok((devices, receiver))
     }
 
+    /// Devices that carry programs, with their roles.
+    pub fn served(&self) -> Vec<String> {
+        let served = self.now.devices.values().filter(|device| device.programs);
+        served.map(|device| format!("{}={}", device.name, select::role_name(Some(device.role)))).collect()
+    }
+
     /// The devices in numbers, whenever they change.
     pub fn census(&self) -> watch::Receiver<Census> {
         self.census.subscribe()

@@ -18,6 +18,7 @@ pub mod model;
 pub mod plan;
 pub mod run;
 pub mod source;
+pub mod startup;
 pub mod status;
 pub mod sync;
 pub mod telemetry;

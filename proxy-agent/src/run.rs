@@ -36,6 +36,7 @@ use crate::metrics::{self, Metrics};
 use crate::plan::node_ports::NodePorts;
 use crate::source::Source;
 use crate::source::folder::Folder;
+use crate::startup::{self, Found};
 use crate::status::{self, file::StatusFile};
 use crate::sync::{self, Input, Listeners};
 use crate::{gc, telemetry};
@@ -137,7 +138,7 @@ async fn start(config: Config) -> anyhow::Result<Tasks> {
     let health = Arc::new(Health::default());
     // First, because a folder or kubeconfig that is not there should be said before anything is touched.
     let (source, events) = source(&config, &node, &health, &mut tasks).await?;
-    let attacher = load(&config)?;
+    let (attacher, found) = load(&config)?;
     let wishes = Wishes { selection: config.devices.clone(), nodeport_addresses: config.nodeport_addresses.clone() };
     let (devices, addresses) = Devices::start(attacher, &config.pins, wishes).await?;
     let dataplane = BpfDataplane::open(&config.pins, Access::Write)?;
@@ -168,7 +169,7 @@ async fn start(config: Config) -> anyhow::Result<Tasks> {
         events: events.clone(),
         node: node.clone(),
     };
-    tracing::info!(source = source.describe(), node, "following Services");
+    startup::report(found, config.attach, &devices, &node, &source.describe());
     tasks.spawn("the control plane", sync::run(dataplane, answering, control_plane, listeners));
     tokio::spawn(status::file::follow(StatusFile::of(&config.pins), status));
     tasks.spawn("the source of Services", source.run(inputs.clone()));
@@ -218,14 +219,14 @@ async fn source(
 }
 
 /// Loads the programs and makes ready to attach them.
-fn load(config: &Config) -> anyhow::Result<Attacher> {
+fn load(config: &Config) -> anyhow::Result<(Attacher, Found)> {
     let lock = config.pins.lock()?;
     let features = probe::features()
         .context("cannot load a program to try out the kernel; `fairlead check` says what is missing")?;
     let ipv6 = probe::has_ipv6();
     let kube_proxy = kube_proxy::stands().context("cannot look for kube-proxy's rules")?;
-    let probe::Features { tcx, fib_source, csum_ipv6 } = features;
-    tracing::info!(tcx, fib_source, csum_ipv6, ipv6, kube_proxy, "kernel features");
+    let found = Found { features, ipv6, kube_proxy };
+    tracing::debug!(?found, "kernel features");
     let object = match &config.ebpf_object {
         Some(file) => {
             let bytes = std::fs::read(file).with_context(|| format!("cannot read --ebpf-object {}", file.display()))?;
@@ -247,7 +248,9 @@ fn load(config: &Config) -> anyhow::Result<Attacher> {
     })?;
     let (pins, took_ms) = (config.pins.versioned(), began.elapsed().as_millis() as u64);
     tracing::info!(pins = %pins.display(), took_ms, "programs loaded");
-    Attacher::new(programs, &config.pins, lock, config.attach, tcx).context("cannot identify the network namespace")
+    let attacher = Attacher::new(programs, &config.pins, lock, config.attach, features.tcx)
+        .context("cannot identify the network namespace")?;
+    Ok((attacher, found))
 }
 
 /// Hands the node's addresses and those of live flows to the control plane.

@@ -44,6 +44,8 @@ mod foreign;
 #[cfg(test)]
 mod health;
 #[cfg(test)]
+mod logs;
+#[cfg(test)]
 mod metrics;
 #[cfg(test)]
 mod node_port;

@@ -43,6 +43,11 @@ pub enum Command {
     ///
     /// Changes nothing. Exit codes: 0 it can, 1 it can not.
     Check(CheckArgs),
+    /// Mount the BPF file system that the pins lie on, if nobody has yet
+    ///
+    /// For an init container whose mount is shared with the host: pins must outlive the pod.
+    Mount(PinArgs),
+
     /// Detach and unpin everything that Fairlead made, and say what was removed
     Cleanup(PinArgs),
 }

@@ -5,6 +5,7 @@ mod cleanup;
 mod devices;
 mod endpoints;
 mod flows;
+mod mount;
 mod services;
 mod table;
 
@@ -49,6 +50,7 @@ pub fn main(command: Command) -> ExitCode {
         Command::Flows(args) => flows::main(&args),
         Command::Devices(args) => devices::main(&args),
         Command::Check(args) => check::main(args),
+        Command::Mount(args) => mount::main(args),
         Command::Cleanup(args) => cleanup::main(args),
     };
     match result {

@@ -65,6 +65,11 @@ fn hint(error: &io::Error) -> &'static str {
     }
 }
 
+fn io(op: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PinError + use<> {
+    let path = path.to_owned();
+    move |source| PinError::Io { op, path, source }
+}
+
 impl PinRoot {
     /// A pin directory.
     ///
@@ -137,19 +142,22 @@ impl PinRoot {
         Err(PinError::NotBpffs { path: there })
     }
 
-    /// Makes the directories, and mounts the BPF file system at its usual place if it is missing.
-    pub fn prepare(&self) -> Result<(), PinError> {
-        let io = |op, path: &Path| {
-            let path = path.to_owned();
-            move |source| PinError::Io { op, path, source }
-        };
+    /// Mounts the BPF file system at its usual place if it is missing. Returns true if it was.
+    pub fn mount(&self) -> Result<bool, PinError> {
         self.place()?;
         let there = self.nearest_existing();
-        if !sys::is_bpffs(&there).map_err(io("look at", &there))? {
-            let usual = Path::new(BPFFS);
-            sys::mount_bpffs(usual).map_err(io("mount a BPF file system at", usual))?;
-            tracing::info!(path = BPFFS, "mounted the BPF file system");
+        if sys::is_bpffs(&there).map_err(io("look at", &there))? {
+            return Ok(false);
         }
+        let usual = Path::new(BPFFS);
+        sys::mount_bpffs(usual).map_err(io("mount a BPF file system at", usual))?;
+        tracing::info!(path = BPFFS, "mounted the BPF file system");
+        Ok(true)
+    }
+
+    /// Makes the directories, and mounts the BPF file system at its usual place if it is missing.
+    pub fn prepare(&self) -> Result<(), PinError> {
+        self.mount()?;
         for dir in [self.maps(), self.programs(), self.links()] {
             std::fs::create_dir_all(&dir).map_err(io("make", &dir))?;
         }

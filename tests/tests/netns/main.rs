@@ -48,6 +48,8 @@ mod logs;
 #[cfg(test)]
 mod metrics;
 #[cfg(test)]
+mod mount;
+#[cfg(test)]
 mod node_port;
 #[cfg(test)]
 mod payload;

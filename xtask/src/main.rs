@@ -9,6 +9,7 @@ mod bench;
 mod build;
 mod ci;
 mod demo;
+mod image;
 mod lint;
 mod load;
 mod machine;
@@ -32,6 +33,7 @@ enum Task {
     Build(build::Args),
     BuildAndLoad(load::Args),
     Demo(demo::Args),
+    Image(image::Args),
     Test(test::Args),
     Bench(bench::Args),
     Lint(lint::Args),
@@ -56,6 +58,7 @@ fn run(task: Task) -> Result<()> {
         Task::Setup(args) => setup::run(&args),
         Task::Build(args) => build::run(args),
         Task::BuildAndLoad(args) => load::run(&args),
+        Task::Image(args) => image::run(&args),
         Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Bench(args) => bench::run(&args),

@@ -5,11 +5,13 @@
 use anyhow::{Result, bail};
 use clap::Args as ClapArgs;
 
+use crate::image::Arch;
 use crate::machine;
 
 mod apt;
 mod core;
 mod linker;
+mod musl;
 mod tools;
 
 /// Installs what is missing.
@@ -42,6 +44,8 @@ pub(crate) enum Need {
     Run,
     /// Check format and style.
     Lint,
+    /// Compile a static agent.
+    Image(Arch),
 }
 
 /// What a probe found.
@@ -111,6 +115,7 @@ pub(crate) fn ensure(need: Need) -> Result<()> {
         Need::Build => core_items(),
         Need::Run => core_items().into_iter().chain(tools::items()).collect(),
         Need::Lint => tools::lint_items(),
+        Need::Image(arch) => musl::items(arch),
     };
     let missing: Vec<&Item> = items.iter().filter(|item| item.state.missing().is_some()).collect();
     for item in &missing {

@@ -22,6 +22,13 @@ import (
 	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 )
 
+// auditPolicy has one line for each request: who, what, and how it was answered.
+const auditPolicy = `apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules: [{level: Metadata}]
+`
+
 // apiServer is one kube-apiserver, configured through the flags of the real binary.
 type apiServer struct {
 	options options.CompletedOptions
@@ -50,6 +57,8 @@ func newAPIServer(ctx context.Context, s settings, etcdURL string) (*apiServer, 
 		"--cert-dir=" + certDir,
 		"--service-cluster-ip-range=" + s.serviceCIDRs,
 		"--authorization-mode=RBAC",
+		// As kubeadm and every distribution has it: proxies and CNIs are privileged.
+		"--allow-privileged=true",
 		"--token-auth-file=" + tokens.path,
 		// Tokens of ServiceAccounts (TokenRequest) are signed with the serving key: one secret less to make.
 		"--service-account-issuer=https://kubernetes.default.svc",
@@ -59,6 +68,13 @@ func newAPIServer(ctx context.Context, s settings, etcdURL string) (*apiServer, 
 		"--disable-admission-plugins=ServiceAccount",
 		// Also how long a stop waits for watches that nobody ends; the default of a minute is for real clients.
 		"--request-timeout=5s",
+	}
+	if s.auditLog != "" {
+		policy := filepath.Join(s.dataDir, "audit-policy.yaml")
+		if err := os.WriteFile(policy, []byte(auditPolicy), 0o600); err != nil {
+			return nil, fmt.Errorf("write the audit policy: %w", err)
+		}
+		args = append(args, "--audit-policy-file="+policy, "--audit-log-path="+s.auditLog)
 	}
 	if ip := net.ParseIP(s.bindAddress); ip == nil || ip.IsLoopback() {
 		// The API forbids loopback addresses in the endpoints of the Service "kubernetes".

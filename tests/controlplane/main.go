@@ -33,6 +33,7 @@ type settings struct {
 	serviceCIDRs string
 	kubeconfig   string
 	proxyConfig  string
+	auditLog     string
 	readyTimeout time.Duration
 }
 
@@ -55,6 +56,7 @@ func parse(args []string) (settings, error) {
 	flags.StringVar(&s.kubeconfig, "kubeconfig", "", "where to write the administrator's kubeconfig (default DATA-DIR/admin.kubeconfig)")
 	flags.StringVar(&s.proxyConfig, "proxy-kubeconfig", "",
 		"where to write the kubeconfig of user system:kube-proxy (default DATA-DIR/proxy.kubeconfig)")
+	flags.StringVar(&s.auditLog, "audit-log", "", "where to write one line for each request that was answered (default: nowhere)")
 	flags.DurationVar(&s.readyTimeout, "ready-timeout", 2*time.Minute, "give up when /readyz has not said yes by then")
 	if err := flags.Parse(args); err != nil {
 		return s, err

@@ -25,7 +25,7 @@ use nix::{
 
 mod api;
 mod assets;
-mod build;
+pub(crate) mod build;
 
 pub use api::Api;
 
@@ -58,6 +58,7 @@ pub struct ControlPlane {
     binaries: Binaries,
     // In the order of their start.
     processes: Vec<Child>,
+    audited: bool,
     dir: tempfile::TempDir,
 }
 
@@ -73,20 +74,29 @@ fn binaries() -> Result<Binaries> {
             assets::check(&dir)?;
             Ok(Binaries::Assets(dir))
         }
-        None => build::binary().map(Binaries::Bundled),
+        None => build::binary(build::CONTROL_PLANE).map(Binaries::Bundled),
     }
 }
 
 impl ControlPlane {
     /// Builds the program if need be, starts it in `netns` and returns once it is ready and ClusterIPs can be allocated.
     pub fn start(netns: &Namespace) -> Result<Self> {
+        Self::begin(netns, false)
+    }
+
+    /// The same, with a log of who asks for what: see [`Self::audit`].
+    pub fn start_audited(netns: &Namespace) -> Result<Self> {
+        Self::begin(netns, true)
+    }
+
+    fn begin(netns: &Namespace, audited: bool) -> Result<Self> {
         fairlead_lab::janitor::arm()?;
         let dir = tempfile::Builder::new()
             // Goes with the process, however that ends: the laboratory removes what carries this name.
             .prefix(&format!("{}controlplane-", fairlead_lab::janitor::own_prefix()))
             .tempdir()
             .context("cannot make a folder for the control plane's data")?;
-        let mut plane = Self { netns: netns.clone(), binaries: binaries()?, processes: Vec::new(), dir };
+        let mut plane = Self { netns: netns.clone(), binaries: binaries()?, processes: Vec::new(), audited, dir };
         plane.resume()?;
         Ok(plane)
     }
@@ -148,7 +158,8 @@ impl ControlPlane {
         match self.binaries.clone() {
             Binaries::Bundled(program) => self.start_bundled(&program),
             Binaries::Assets(folder) => {
-                self.processes = assets::start(&folder, &self.netns, self.dir.path(), || self.log())?;
+                let audit = self.audited.then(|| self.audit_log());
+                self.processes = assets::start(&folder, &self.netns, self.dir.path(), audit.as_deref(), || self.log())?;
                 Ok(())
             }
         }
@@ -165,6 +176,7 @@ impl ControlPlane {
             .arg(format!("--port={}", SERVER.port()))
             .arg(format!("--etcd-port={ETCD_PORT}"))
             .arg(format!("--service-cluster-ip-range={SERVICE_CIDRS}"))
+            .args(self.audited.then(|| format!("--audit-log={}", self.audit_log().display())))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(self.log()?);
@@ -207,6 +219,27 @@ impl ControlPlane {
         }
     }
 
+    /// What this user has asked for and how it was answered: one entry for each request that is over.
+    pub fn audit(&self, user: &str) -> Result<Vec<Asked>> {
+        let path = self.audit_log();
+        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let events = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let of = |event: &serde_json::Value, pointer: &str| {
+            event.pointer(pointer).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned()
+        };
+        let asked = |event: serde_json::Value| Asked {
+            verb: of(&event, "/verb"),
+            group: of(&event, "/objectRef/apiGroup"),
+            resource: of(&event, "/objectRef/resource"),
+            code: event.pointer("/responseStatus/code").and_then(serde_json::Value::as_u64).unwrap_or(0),
+        };
+        Ok(events.filter(|event| of(event, "/user/username") == user).map(asked).collect())
+    }
+
+    fn audit_log(&self) -> PathBuf {
+        self.dir.path().join("audit.log")
+    }
+
     fn log_path(&self) -> PathBuf {
         self.dir.path().join("controlplane.log")
     }
@@ -227,6 +260,19 @@ impl ControlPlane {
         let tail = lines[lines.len().saturating_sub(15)..].join("\n");
         if tail.is_empty() { String::new() } else { format!("; its log ends with:\n{tail}\n") }
     }
+}
+
+/// One request, as the API server's audit log has it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Asked {
+    /// `list`, `watch`, …
+    pub verb: String,
+    /// API group; empty for the first one.
+    pub group: String,
+    /// `services`, …
+    pub resource: String,
+    /// Status of the answer.
+    pub code: u64,
 }
 
 impl Drop for ControlPlane {

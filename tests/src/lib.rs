@@ -1,5 +1,6 @@
 //! Fairlead's test tiers and their shared tools.
 
 pub mod controlplane;
+pub mod deploy;
 pub mod packet;
 pub mod scenario;

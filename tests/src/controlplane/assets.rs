@@ -15,6 +15,10 @@ use nix::sys::{prctl::set_pdeathsig, signal::Signal};
 
 use super::{ETCD_PORT, READY_WITHIN, SERVER, SERVICE_CIDRS, spawn};
 
+/// One line for each request: who, what, and how it was answered.
+const AUDIT_POLICY: &str =
+    "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived]\nrules: [{level: Metadata}]\n";
+
 /// Fails where the folder lacks a program.
 pub(super) fn check(folder: &Path) -> Result<()> {
     for name in ["etcd", "kube-apiserver"] {
@@ -35,6 +39,7 @@ pub(super) fn start(
     folder: &Path,
     netns: &Namespace,
     dir: &Path,
+    audit: Option<&Path>,
     log: impl Fn() -> Result<File>,
 ) -> Result<Vec<Child>> {
     let tokens = Tokens::load(&dir.join("tokens.csv"))?;
@@ -60,6 +65,8 @@ pub(super) fn start(
         .arg(format!("--service-account-signing-key-file={}", key.display()))
         .args([
             "--authorization-mode=RBAC",
+            // As kubeadm and every distribution has it: proxies and CNIs are privileged.
+            "--allow-privileged=true",
             "--service-account-issuer=https://kubernetes.default.svc",
             // No controller makes the default ServiceAccounts that this plugin would wait for.
             "--disable-admission-plugins=ServiceAccount",
@@ -68,6 +75,12 @@ pub(super) fn start(
             // Also how long a stop waits for watches that nobody ends.
             "--request-timeout=5s",
         ]);
+    if let Some(audit) = audit {
+        let policy = dir.join("audit-policy.yaml");
+        fs::write(&policy, AUDIT_POLICY).with_context(|| format!("cannot write {}", policy.display()))?;
+        server.arg(format!("--audit-policy-file={}", policy.display()));
+        server.arg(format!("--audit-log-path={}", audit.display()));
+    }
 
     let mut processes = Vec::new();
     for command in [&mut etcd, &mut server] {

@@ -1,4 +1,4 @@
-//! Builds the Go program of `tests/controlplane`, once per state of its sources.
+//! Builds the Go programs of the tests, each once per state of its sources.
 
 use std::{
     fs::{self, File},
@@ -10,34 +10,53 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// The sources.
-const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/controlplane");
-/// The binaries: under `target`, where `cargo clean` finds them, yet shared by all of cargo's target folders.
-const CACHE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/controlplane");
+/// A Go module of the tests.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Module {
+    /// Its name, and that of its program.
+    name: &'static str,
+    sources: &'static str,
+    /// The binaries: under `target`, where `cargo clean` finds them, yet shared by all of cargo's target folders.
+    cache: &'static str,
+}
 
-/// The program, built if need be. A first build downloads Kubernetes' modules and takes minutes.
-pub(super) fn binary() -> Result<PathBuf> {
-    let folder = Path::new(CACHE).join(format!("{:016x}", fingerprint(Path::new(SOURCES))?));
-    let binary = folder.join("controlplane");
+/// The API server. A first build downloads Kubernetes' modules and takes minutes.
+pub(super) const CONTROL_PLANE: Module = Module {
+    name: "controlplane",
+    sources: concat!(env!("CARGO_MANIFEST_DIR"), "/controlplane"),
+    cache: concat!(env!("CARGO_MANIFEST_DIR"), "/../target/controlplane"),
+};
+
+/// What renders `deploy`.
+pub(crate) const KUSTOMIZE: Module = Module {
+    name: "kustomize",
+    sources: concat!(env!("CARGO_MANIFEST_DIR"), "/kustomize"),
+    cache: concat!(env!("CARGO_MANIFEST_DIR"), "/../target/kustomize"),
+};
+
+/// The program of a module, built if need be.
+pub(crate) fn binary(module: Module) -> Result<PathBuf> {
+    let folder = Path::new(module.cache).join(format!("{:016x}", fingerprint(Path::new(module.sources))?));
+    let binary = folder.join(module.name);
     if binary.exists() {
         return Ok(binary);
     }
     go_version()?;
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     // One build at a time, also between processes; who waited finds the binary there.
-    let lock_path = Path::new(CACHE).join("lock");
+    let lock_path = Path::new(module.cache).join("lock");
     let lock = File::create(&lock_path).with_context(|| format!("cannot open {}", lock_path.display()))?;
     lock.lock().with_context(|| format!("cannot lock {}", lock_path.display()))?;
     if !binary.exists() {
-        build(&binary)?;
-        forget_others(&folder);
+        build(module, &binary)?;
+        forget_others(module, &folder);
     }
     Ok(binary)
 }
 
 /// A number that changes with the sources. A different compiler's number only costs a rebuild.
 fn fingerprint(sources: &Path) -> Result<u64> {
-    let reading = || format!("cannot read the control plane's sources in {}", sources.display());
+    let reading = || format!("cannot read the sources in {}", sources.display());
     let mut files: Vec<PathBuf> = fs::read_dir(sources)
         .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect())
         .with_context(reading)?;
@@ -65,12 +84,12 @@ fn go_version() -> Result<String> {
     }
 }
 
-fn build(binary: &Path) -> Result<()> {
+fn build(module: Module, binary: &Path) -> Result<()> {
     let began = Instant::now();
     let unfinished = binary.with_extension("unfinished");
     let mut command = Command::new("go");
     command
-        .current_dir(SOURCES)
+        .current_dir(module.sources)
         // No debug information: a third of the size and of the linker's time.
         .args(["build", "-buildvcs=false", "-mod=readonly", "-ldflags=-s -w", "-o"])
         .arg(&unfinished)
@@ -83,17 +102,17 @@ fn build(binary: &Path) -> Result<()> {
         let complaint = String::from_utf8_lossy(&output.stderr);
         let lines: Vec<_> = complaint.lines().collect();
         let tail = lines[lines.len().saturating_sub(10)..].join("\n");
-        bail!("{command:?} in {SOURCES} failed ({}) with {}:\n{tail}", output.status, go_version()?);
+        bail!("{command:?} in {} failed ({}) with {}:\n{tail}", module.sources, output.status, go_version()?);
     }
     fs::rename(&unfinished, binary)
         .with_context(|| format!("cannot rename {} to {}", unfinished.display(), binary.display()))?;
-    eprintln!("built the control plane in {:.0?}: {}", began.elapsed(), binary.display());
+    eprintln!("built {} in {:.0?}: {}", module.name, began.elapsed(), binary.display());
     Ok(())
 }
 
-/// Removes the binaries of earlier states of the sources: each has a hundred megabytes.
-fn forget_others(kept: &Path) {
-    for entry in fs::read_dir(CACHE).into_iter().flatten().flatten() {
+/// Removes the binaries of earlier states of the sources: an API server has a hundred megabytes.
+fn forget_others(module: Module, kept: &Path) {
+    for entry in fs::read_dir(module.cache).into_iter().flatten().flatten() {
         let path = entry.path();
         if path.is_dir() && path != kept {
             // One that is in use stays readable for who has it open; one that cannot be removed costs only space.

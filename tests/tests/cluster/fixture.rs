@@ -173,7 +173,7 @@ impl Vips {
     }
 }
 
-fn create_node(api: &Api, lab: &Lab) {
+pub(crate) fn create_node(api: &Api, lab: &Lab) {
     let node: Node = serde_json::from_value(json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": {"name": NODE_NAME, "labels": {"topology.kubernetes.io/zone": "zone-a"}},

@@ -7,6 +7,7 @@
 #![cfg(test)]
 
 mod agent;
+mod deploy;
 mod fixture;
 mod labels;
 mod latency;

@@ -19,7 +19,7 @@ pub struct Found {
 
 /// Says it.
 pub fn report(found: Found, mode: AttachMode, devices: &Devices, node: &str, source: &str) {
-    let Found { features: Features { tcx, fib_source, csum_ipv6 }, ipv6, kube_proxy } = found;
+    let Found { features: Features { tcx, fib_source }, ipv6, kube_proxy } = found;
     let attach = match mode {
         AttachMode::Tcx => "tcx",
         AttachMode::Auto if tcx => "tcx",
@@ -32,7 +32,6 @@ pub fn report(found: Found, mode: AttachMode, devices: &Devices, node: &str, sou
         attach,
         tcx,
         fib_source,
-        csum_ipv6,
         ipv6,
         kube_proxy,
         cgroup_root = cgroup_root(&fs::read_to_string("/proc/mounts").unwrap_or_default()).unwrap_or("none"),

@@ -121,7 +121,6 @@ fn programs(report: &mut Report) {
     };
     feature(features.tcx, "tcx links (Linux 6.6)", "programs are attached as clsact filters");
     feature(features.fib_source, "BPF_FIB_LOOKUP_SRC (6.7)", "preferred sources come from the map of devices");
-    feature(features.csum_ipv6, "BPF_F_IPV6 of bpf_l4_csum_replace (6.16)", "IPv6 checksums take a detour");
     match load::verify() {
         Ok(()) => report.add(Weight::Ok, "the verifier accepts the programs"),
         Err(error) => report.add(Weight::Missing, format!("the programs do not load: {error}")),

@@ -14,16 +14,12 @@ pub struct Features {
     pub tcx: bool,
     /// `BPF_FIB_LOOKUP_SRC` (6.7).
     pub fib_source: bool,
-    /// `BPF_F_IPV6` of `bpf_l4_csum_replace` (6.16).
-    pub csum_ipv6: bool,
 }
 
 impl Features {
     /// The bits of `CONFIG`.
     pub const fn flags(self) -> u32 {
-        let fib = if self.fib_source { Settings::FIB_SOURCE } else { 0 };
-        let csum = if self.csum_ipv6 { Settings::CSUM_IPV6 } else { 0 };
-        fib | csum
+        if self.fib_source { Settings::FIB_SOURCE } else { 0 }
     }
 }
 
@@ -32,7 +28,6 @@ pub fn features() -> std::io::Result<Features> {
     Ok(Features {
         tcx: SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok(),
         fib_source: fib_lookup_source()?,
-        csum_ipv6: l4_csum_ipv6()?,
     })
 }
 
@@ -42,12 +37,9 @@ pub fn has_ipv6() -> bool {
     std::path::Path::new("/proc/net/if_inet6").exists() && disabled.is_ok_and(|text| text.trim() == "0")
 }
 
-const R0: u8 = 0;
-const R1: u8 = 1;
 const R2: u8 = 2;
 const R3: u8 = 3;
 const R4: u8 = 4;
-const R5: u8 = 5;
 const R10: u8 = 10;
 
 /// `dst = imm`.
@@ -92,17 +84,4 @@ fn fib_lookup_source() -> std::io::Result<bool> {
         EXIT,
     ]);
     Ok(sys::try_classifier(&insns)? == -libc::EAFNOSUPPORT)
-}
-
-/// `bpf_l4_csum_replace` looks at its flags before it looks at the offset: EINVAL or EFAULT.
-fn l4_csum_ipv6() -> std::io::Result<bool> {
-    const L4_CSUM_REPLACE: i32 = 11;
-    const F_PSEUDO_HDR: i32 = 1 << 4;
-    const F_IPV6: i32 = 1 << 7;
-    const ODD_OFFSET: i32 = 1;
-    // The context stays in R1.
-    let insns =
-        [set(R2, ODD_OFFSET), set(R3, 0), set(R4, 0), set(R5, F_PSEUDO_HDR | F_IPV6), call(L4_CSUM_REPLACE), EXIT];
-    const { assert!(R0 == 0 && R1 == 1) };
-    Ok(sys::try_classifier(&insns)? == -libc::EFAULT)
 }

@@ -26,8 +26,6 @@ impl Config {
     pub const KUBE_PROXY: u32 = 1;
     /// `bpf_fib_lookup` knows `BPF_FIB_LOOKUP_SRC` (6.7).
     pub const FIB_SOURCE: u32 = 2;
-    /// `bpf_l4_csum_replace` knows `BPF_F_IPV6` (6.16).
-    pub const CSUM_IPV6: u32 = 4;
 
     /// Default of `new_timeout_secs`: nf_conntrack's SYN_SENT timeout is 120 s, UDP's unreplied 30 s; an evicted
     /// half-open flow costs one retransmission, so the shorter one.

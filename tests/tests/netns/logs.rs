@@ -25,7 +25,7 @@ fn with_json_every_line_is_an_object_and_one_says_what_was_found() {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     assert_eq!(start["kernel"], kernel.trim());
     assert_eq!((&start["mode"], &start["node"]), (&"tc".into(), &fairlead_lab::manifest::NODE_NAME.into()));
-    for field in ["tcx", "fib_source", "csum_ipv6", "ipv6", "kube_proxy"] {
+    for field in ["tcx", "fib_source", "ipv6", "kube_proxy"] {
         assert!(start[field].is_boolean(), "{field}: {start}");
     }
     let attach = if start["tcx"] == true { "tcx" } else { "clsact" };

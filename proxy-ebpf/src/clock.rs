@@ -23,6 +23,13 @@ pub(crate) fn now_secs() -> u32 {
     now
 }
 
+/// Seconds since then. None of another CPU's or another build's time, which may be a tick ahead of ours.
+#[inline(always)]
+pub(crate) fn secs_since(then: u32) -> u32 {
+    let secs = now_secs().wrapping_sub(then);
+    if secs.cast_signed() < 0 { 0 } else { secs }
+}
+
 #[inline(always)]
 fn read() -> u32 {
     (tc::now_ns() / 1_000_000_000) as u32

@@ -5,7 +5,7 @@ use proxy_common::abi::{Direction, Flow, FlowKey, filter};
 use proxy_common::{Outcome, algo::timeout};
 
 use super::forward;
-use crate::clock::now_secs;
+use crate::clock::{now_secs, secs_since};
 use crate::config;
 use crate::ctx::PacketCtx;
 use crate::ctx::tc::Skb;
@@ -174,5 +174,5 @@ pub(crate) fn may_begin(l4: &L4) -> bool {
 #[inline(always)]
 pub(crate) fn is_stale(last_seen_secs: u32) -> bool {
     let limit = config::get().map_or(proxy_common::abi::Config::NEW_TIMEOUT_SECS, |c| c.new_timeout_secs);
-    now_secs().wrapping_sub(last_seen_secs) > limit
+    secs_since(last_seen_secs) > limit
 }

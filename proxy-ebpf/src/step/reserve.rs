@@ -3,7 +3,7 @@
 use proxy_common::abi::{Flow, FlowKey};
 
 use super::flow::{self, read};
-use crate::clock::now_secs;
+use crate::clock::{now_secs, secs_since};
 use crate::maps::{self, Entry, Maps};
 
 /// What asking for a tuple gave.
@@ -78,17 +78,17 @@ const LASTING_SECS: u32 = 2;
 /// Notes that a half-open entry is used; false if this second has been noted already.
 #[inline(always)]
 pub(crate) fn refresh<F: Maps>(entry: *mut Flow<F>) -> bool {
-    let (now, last) = (now_secs(), read!(entry, last_seen_secs));
-    if last == now {
+    let idle = secs_since(read!(entry, last_seen_secs));
+    if idle == 0 {
         return false;
     }
     let flags = read!(entry, flags);
-    let lasting = now.wrapping_sub(last) >= LASTING_SECS || flags & Flow::<F>::AGED != 0;
+    let lasting = idle >= LASTING_SECS || flags & Flow::<F>::AGED != 0;
     let age = if lasting { Flow::<F>::LASTING } else { Flow::<F>::AGED };
     // SAFETY: the map's element; aligned words. A value that was recycled meanwhile would age a little early.
     unsafe {
         (&raw mut (*entry).flags).write_volatile(flags | age);
-        (&raw mut (*entry).last_seen_secs).write_volatile(now);
+        (&raw mut (*entry).last_seen_secs).write_volatile(now_secs());
     }
     true
 }

@@ -15,6 +15,7 @@ wires! {
     a_half_open_flow_keeps_its_endpoint_when_the_run_changes,
     a_flow_that_began_after_a_change_keeps_its_endpoint_when_the_change_settles,
     a_half_open_flow_gives_up_its_tuple_after_a_while,
+    a_clock_that_is_a_second_behind_ends_no_flow,
     a_flow_knows_when_it_was_last_used,
     rule_65_a_confirmed_flow_survives_that_the_service_loses_its_endpoints,
     an_evicted_half_open_flow_is_made_anew_with_the_same_endpoint,
@@ -121,6 +122,22 @@ fn a_half_open_flow_gives_up_its_tuple_after_a_while(wire: Wire) {
     // The client asks again, and is served again.
     talk.goes(&node, Outcome::RequestHalfOpen, &talk.opening());
     talk.comes(&node, Outcome::ReplyHalfOpen, &talk.answer());
+}
+
+/// Two builds side by side, or two CPUs, may read the clock a tick apart.
+fn a_clock_that_is_a_second_behind_ends_no_flow(wire: Wire) {
+    const AHEAD: u32 = 1_u32.wrapping_neg();
+    let (mut node, talk) = to_remote(wire);
+    talk.goes(&node, Outcome::RequestNew, &talk.opening());
+    node.maps.age(AHEAD);
+    talk.comes(&node, Outcome::ReplyHalfOpen, &talk.answer());
+    node.maps.age(AHEAD);
+    talk.goes(&node, Outcome::RequestHalfOpen, &talk.opening());
+    let lasting = |flags: u16| flags & Flow::<V4>::LASTING != 0;
+    assert!(!node.maps.flows::<V4>(Table::HalfOpen).iter().any(|(_, flow)| lasting(flow.flags)));
+    assert!(!node.maps.flows::<proxy_common::V6>(Table::HalfOpen).iter().any(|(_, flow)| lasting(flow.flags)));
+    talk.is_confirmed(&node);
+    talk.goes_on(&node);
 }
 
 fn a_flow_knows_when_it_was_last_used(wire: Wire) {

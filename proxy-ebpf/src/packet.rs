@@ -14,6 +14,9 @@ const COMMON_L4_V4: u32 = ETHERNET + 20;
 /// Where layer 4 begins behind an IPv6 header without extension headers.
 const COMMON_L4_V6: u32 = ETHERNET + 40;
 
+/// Layer 4 begins here at the latest: packets are written within 4 KB, and nobody sends more of extension headers.
+const FARTHEST_L4: u32 = 0xf00;
+
 /// What fragmentation leaves of a packet.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,6 +141,9 @@ impl L4 {
             Some(Fragment::Whole | Fragment::First) => {}
         }
         let (proto, offset) = (upper.proto(), upper.offset());
+        if offset > FARTHEST_L4 {
+            return Err(Unread::Truncated);
+        }
         if !has_ports(proto) {
             return Ok(Self { proto, tcp_flags: 0, sport: 0, dport: 0, offset });
         }

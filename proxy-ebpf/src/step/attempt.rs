@@ -35,17 +35,28 @@ fn attempt<F: Source>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, index: u
         return outcome;
     }
     let Some(reply) = F::reply() else { return Outcome::DropHelper };
-    reply_entry(key, found, reply);
-    if found.flags & Flow::<F>::REDIRECT != 0 {
-        let Some(device) = maps::device(skb.ifindex()) else { return Outcome::DropNoRoute };
+    if let Err(outcome) = reply_half(skb, key, found, reply) {
+        return outcome;
+    }
+    if keep { hold(key, found, reply) } else { claim(key, found, reply) }
+}
+
+/// The reply's half of an owner entry, which tells by which device a request of the node's own left.
+#[inline(always)]
+pub(crate) fn reply_half<F: Maps>(
+    skb: &Skb,
+    key: &FlowKey<F>,
+    owner: &Flow<F>,
+    reply: &mut Entry<F>,
+) -> Result<(), Outcome> {
+    reply_entry(key, owner, reply);
+    if owner.flags & Flow::<F>::REDIRECT != 0 {
+        let device = maps::device(skb.ifindex()).ok_or(Outcome::DropNoRoute)?;
         reply.value.flags = reply.value.flags & !Flow::<F>::REDIRECT | Flow::<F>::REINJECT;
         reply.value.ifindex = skb.ifindex();
         reply.value.entry_mac = device.mac;
     }
-    if keep {
-        return if is_kept(reply) { Outcome::RequestHalfOpen } else { Outcome::NotOurs };
-    }
-    claim(key, found, reply)
+    Ok(())
 }
 
 /// The reply's entry of an owner entry.
@@ -60,32 +71,39 @@ pub(crate) fn reply_entry<F: Maps>(key: &FlowKey<F>, owner: &Flow<F>, reply: &mu
     reply.value.flags |= Flow::<F>::REPLY;
 }
 
-/// True if this flow is half open with this very endpoint, and the endpoint lives.
+/// Stays with this endpoint if the flow is half open with it, and it lives. From now on the owner entry is stored: once
+/// the change has settled, the hash would lead elsewhere.
 #[inline(always)]
-fn is_kept<F: Maps>(reply: &Entry<F>) -> bool {
-    let Some(entry) = F::new_flows().get_ptr_mut(&reply.key) else { return false };
+fn hold<F: Maps>(key: &FlowKey<F>, found: &mut Flow<F>, reply: &Entry<F>) -> Outcome {
+    let Some(entry) = F::new_flows().get_ptr_mut(&reply.key) else { return Outcome::NotOurs };
     // SAFETY: the map's element; each field is read once.
     let held = unsafe { &*entry };
     let dead = reply.key.proto == timeout::UDP && maps::generation(held.endpoint_id) != Some(held.endpoint_gen);
     let contested = held.flags & Flow::<F>::CONTESTED != 0;
-    let kept =
-        reserve::leads_to_same(held, &reply.value) && !flow::is_stale(held.last_seen_secs) && !dead && !contested;
-    if kept {
-        reserve::refresh(entry);
+    if !reserve::leads_to_same(held, &reply.value) || flow::is_stale(held.last_seen_secs) || dead || contested {
+        return Outcome::NotOurs;
     }
-    kept
+    found.flags |= Flow::<F>::PINNED | held.flags & Flow::<F>::ANSWERED;
+    reserve::refresh(entry);
+    flow::set_flags(entry, Flow::<F>::PINNED);
+    match F::new_flows().insert(key, &*found, maps::ANY) {
+        Ok(()) => Outcome::RequestHalfOpen,
+        Err(_) => Outcome::DropHelper,
+    }
 }
 
 /// Reserves the reply's tuple, and the request's where the plain hash would not find the way again.
 #[inline(always)]
-fn claim<F: Maps>(key: &FlowKey<F>, found: &Flow<F>, reply: &mut Entry<F>) -> Outcome {
+fn claim<F: Maps>(key: &FlowKey<F>, found: &mut Flow<F>, reply: &mut Entry<F>) -> Outcome {
     let outcome = match reserve::reply(reply) {
         Reservation::Fresh => Outcome::RequestNew,
         Reservation::Ours => Outcome::RequestHalfOpen,
         Reservation::Taken => return Outcome::NotOurs,
         Reservation::Full => return Outcome::DropHelper,
     };
-    if found.flags & Flow::<F>::PINNED != 0 && F::new_flows().insert(key, found, maps::ANY).is_err() {
+    // The endpoint may have answered before this half was evicted.
+    found.flags |= reply.value.flags & Flow::<F>::ANSWERED;
+    if found.flags & Flow::<F>::PINNED != 0 && F::new_flows().insert(key, &*found, maps::ANY).is_err() {
         return Outcome::DropHelper;
     }
     outcome

@@ -33,11 +33,18 @@ pub(crate) fn settle<F: Family>(skb: &Skb, at: u32, udp: bool, change: Change) -
     } else {
         change
     };
+    let before: u16 = skb.at(at).ok_or(HelperError)?;
+    if udp && before == 0 && !cfg!(feature = "mutant-no-zero-checksum") {
+        // UDP without a checksum keeps none (RFC 768): nothing cancels the change, but for the IPv4 header's own.
+        let unsettled =
+            if F::IS_V6 { fold(u64::from(change.addresses) + u64::from(change.ports)) } else { change.ports };
+        skb.add_to_complete_checksum(unsettled);
+        return Ok(0);
+    }
     let total = fold16(u64::from(change.addresses) + u64::from(change.ports));
     if total == 0 || total == u16::MAX {
         return settle_apart::<F>(skb, at, udp, change);
     }
-    let before: u16 = skb.at(at).ok_or(HelperError)?;
     skb.replace_checksum(at, u32::from(total), udp)?;
     let after: u16 = skb.at(at).ok_or(HelperError)?;
     if after != before {
@@ -46,10 +53,6 @@ pub(crate) fn settle<F: Family>(skb: &Skb, at: u32, udp: bool, change: Change) -
             skb.add_to_complete_checksum(!change.addresses);
         }
         return Ok(after);
-    }
-    // UDP without a checksum keeps none (RFC 768).
-    if before == 0 && udp {
-        return Ok(0);
     }
     Ok(fold16(u64::from(before) + u64::from(change.addresses)))
 }

@@ -2,26 +2,30 @@
 //!
 //! | | is confirmed by |
 //! |---|---|
-//! | TCP | the segment that completes the handshake: who sends it has heard the endpoint |
+//! | TCP | a segment of the client after the endpoint's SYN-ACK: the handshake is complete |
 //! | UDP | an answer, once the flow has lasted for two seconds, as `nf_conntrack` assures it |
 //! | any other | the first answer |
 //!
-//! So no flood fills `FLOWS`, answered or not, and a DNS query costs one entry of a table that forgets its oldest.
+//! So neither SYNs from forged addresses nor short queries fill `FLOWS`, answered or not, and a DNS query costs one
+//! entry of a table that forgets its oldest. Either half may be evicted at any time: what is missing is made again from
+//! the other half, or the packet begins anew.
 
 use proxy_common::abi::{Flow, FlowKey};
 use proxy_common::{Outcome, algo::timeout};
 
+use super::attempt::reply_half;
 use super::flow::{self, read};
 use super::reserve;
 use super::resolve::Seen;
+use super::route::Source;
 use crate::clock::now_secs;
 use crate::ctx::tc::Skb;
 use crate::maps::{self, Entry, Maps};
-use crate::packet::{ACK, RST, SYN};
+use crate::packet::{ACK, FIN, RST, SYN};
 
 /// Looks the packet up among the half-open flows.
 #[inline(always)]
-fn half_open<F: Maps>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen) -> Outcome {
+fn half_open<F: Source>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen) -> Outcome {
     let Some(entry) = F::new_flows().get_ptr_mut(key) else { return Outcome::NotOurs };
     // SAFETY: the map's element, copied out once.
     *found = unsafe { *entry };
@@ -31,22 +35,24 @@ fn half_open<F: Maps>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: Se
     if found.flags & Flow::<F>::REPLY == 0 {
         return request(skb, key, entry, found, seen);
     }
-    match key.proto {
-        timeout::TCP => answer(key, entry, found, seen),
-        timeout::UDP => {
-            refresh_pair(key, entry, found);
-            if found.flags & Flow::<F>::LASTING == 0 && !cfg!(feature = "mutant-udp-at-once") {
-                return if is_superseded(key, found) { Outcome::DropTupleClash } else { Outcome::ReplyHalfOpen };
-            }
-            confirm_by_answer(key, found)
-        }
-        _ => confirm_by_answer(key, found),
+    if key.proto == timeout::TCP {
+        return answer(key, entry, found, seen);
     }
+    if is_superseded(key, found) {
+        return Outcome::DropTupleClash;
+    }
+    if key.proto == timeout::UDP {
+        refresh_pair(key, entry, found);
+        if found.flags & Flow::<F>::LASTING == 0 && !cfg!(feature = "mutant-udp-at-once") {
+            return Outcome::ReplyHalfOpen;
+        }
+    }
+    confirm_by_answer(key, found)
 }
 
 /// A further request of a half-open flow whose owner entry is stored.
 #[inline(always)]
-fn request<F: Maps>(skb: &Skb, key: &FlowKey<F>, entry: *mut Flow<F>, found: &mut Flow<F>, seen: Seen) -> Outcome {
+fn request<F: Source>(skb: &Skb, key: &FlowKey<F>, entry: *mut Flow<F>, found: &mut Flow<F>, seen: Seen) -> Outcome {
     if !flow::is_for_us(skb, key, entry) {
         return Outcome::LayerTwoTransit;
     }
@@ -55,26 +61,56 @@ fn request<F: Maps>(skb: &Skb, key: &FlowKey<F>, entry: *mut Flow<F>, found: &mu
         forget_pair(key, found);
         return Outcome::NotOurs;
     }
-    let answered = found.flags & Flow::<F>::ANSWERED != 0;
-    if answered && seen.tcp_flags() & (SYN | RST) == 0 {
-        let outcome = confirm_by_request(key, found);
-        if outcome != Outcome::RequestHalfOpen {
+    let Some(reply) = F::reply() else { return Outcome::DropHelper };
+    if !other_half(skb, key, found, reply) {
+        maps::forget_new(key);
+        return Outcome::NotOurs;
+    }
+    if found.flags & Flow::<F>::ANSWERED != 0 && seen.tcp_flags() & (SYN | RST) == 0 {
+        if seen.tcp_flags() & FIN != 0 {
+            found.seen_client |= Flow::<F>::FIN;
+        }
+        if let Err(outcome) = store(key, found, &reply.key, &mut reply.value) {
             return outcome;
         }
     } else {
-        refresh_pair(key, entry, found);
+        reserve::refresh(entry);
     }
     if direct { Outcome::DirectRewritten } else { Outcome::RequestHalfOpen }
+}
+
+/// Finds the reply's half of an owner, refreshes and copies it; makes it again if it was evicted. False if the tuple is
+/// another flow's by now.
+#[inline(always)]
+fn other_half<F: Source>(skb: &Skb, key: &FlowKey<F>, owner: &Flow<F>, reply: &mut Entry<F>) -> bool {
+    owner.partner_into(key, &mut reply.key);
+    if let Some(held) = F::new_flows().get_ptr_mut(&reply.key) {
+        // SAFETY: the map's element, copied out once.
+        reply.value = unsafe { *held };
+        let value = &reply.value;
+        let ours = value.src == key.dst && value.sport == key.dport && value.dst == key.src && value.dport == key.sport;
+        if ours {
+            reserve::refresh(held);
+        }
+        return ours;
+    }
+    if reply_half(skb, key, owner, reply).is_err() {
+        return false;
+    }
+    F::new_flows().insert(&reply.key, &reply.value, maps::NOEXIST).is_ok()
 }
 
 /// What an endpoint answers to a SYN.
 #[inline(always)]
 fn answer<F: Maps>(key: &FlowKey<F>, entry: *mut Flow<F>, found: &mut Flow<F>, seen: Seen) -> Outcome {
     let flags = seen.tcp_flags();
+    if flags & SYN == 0 && found.flags & Flow::<F>::CONTESTED != 0 {
+        return Outcome::NotOurs;
+    }
     if flags & RST != 0 {
         return Outcome::ReplyReset;
     }
-    if found.flags & Flow::<F>::ANSWERED != 0 {
+    if flags & SYN == 0 && found.flags & Flow::<F>::ANSWERED != 0 {
         refresh_pair(key, entry, found);
         return Outcome::ReplyHalfOpen;
     }
@@ -87,7 +123,7 @@ fn answer<F: Maps>(key: &FlowKey<F>, entry: *mut Flow<F>, found: &mut Flow<F>, s
     let Some(Entry { key: owner_key, value: owner, .. }) = F::reply() else { return Outcome::DropHelper };
     found.partner_into(key, owner_key);
     if let Some(held) = F::new_flows().get_ptr_mut(&*owner_key) {
-        set_flags(held, Flow::<F>::ANSWERED);
+        flow::set_flags(held, Flow::<F>::ANSWERED);
     } else if found.flags & Flow::<F>::PINNED != 0 {
         // Evicted before the answer came: the client asks again, and both are made anew.
         return Outcome::DropTupleClash;
@@ -98,7 +134,7 @@ fn answer<F: Maps>(key: &FlowKey<F>, entry: *mut Flow<F>, found: &mut Flow<F>, s
             return Outcome::DropHelper;
         }
     }
-    set_flags(entry, Flow::<F>::ANSWERED);
+    flow::set_flags(entry, Flow::<F>::ANSWERED);
     Outcome::ReplyHalfOpen
 }
 
@@ -108,7 +144,7 @@ fn answer<F: Maps>(key: &FlowKey<F>, entry: *mut Flow<F>, found: &mut Flow<F>, s
 #[inline(always)]
 fn contest<F: Maps>(key: &FlowKey<F>, entry: *mut Flow<F>, found: &Flow<F>) -> Outcome {
     if !cfg!(feature = "mutant-uncontested") {
-        set_flags(entry, Flow::<F>::CONTESTED);
+        flow::set_flags(entry, Flow::<F>::CONTESTED);
     }
     if found.flags & Flow::<F>::PINNED != 0
         && let Some(work) = F::reply()
@@ -153,12 +189,6 @@ fn refresh_pair<F: Maps>(key: &FlowKey<F>, entry: *mut Flow<F>, found: &mut Flow
 }
 
 #[inline(always)]
-fn set_flags<F: Maps>(entry: *mut Flow<F>, flags: u16) {
-    // SAFETY: the map's element; a value that was recycled meanwhile would be asked for again a little later.
-    unsafe { (*entry).flags |= flags }
-}
-
-#[inline(always)]
 fn forget_pair<F: Maps>(key: &FlowKey<F>, found: &Flow<F>) {
     if let Some(work) = F::reply() {
         found.partner_into(key, &mut work.partner);
@@ -167,32 +197,16 @@ fn forget_pair<F: Maps>(key: &FlowKey<F>, found: &Flow<F>) {
     maps::forget_new(key);
 }
 
-/// The handshake is complete. `RequestHalfOpen`: both halves are confirmed now.
-#[inline(always)]
-fn confirm_by_request<F: Maps>(key: &FlowKey<F>, owner: &mut Flow<F>) -> Outcome {
-    let Some(Entry { key: reply_key, value: reply, .. }) = F::reply() else { return Outcome::DropHelper };
-    owner.partner_into(key, reply_key);
-    let Some(held) = F::new_flows().get_ptr(&*reply_key) else {
-        // Evicted: the reply would find nothing.
-        maps::forget_new(key);
-        return Outcome::NotOurs;
-    };
-    // SAFETY: the map's element, copied out once.
-    *reply = unsafe { *held };
-    match store(key, owner, reply_key, reply) {
-        Ok(()) => Outcome::RequestHalfOpen,
-        Err(outcome) => outcome,
-    }
-}
-
 /// An answer confirms the flow.
 #[inline(always)]
 fn confirm_by_answer<F: Maps>(key: &FlowKey<F>, reply: &mut Flow<F>) -> Outcome {
     let Some(Entry { key: owner_key, value: owner, .. }) = F::reply() else { return Outcome::DropHelper };
     reply.partner_into(key, owner_key);
     if reply.flags & Flow::<F>::PINNED != 0 {
-        // Evicted before the answer came: the client asks again, and both are made anew.
-        let Some(held) = F::new_flows().get_ptr(&*owner_key) else { return Outcome::DropTupleClash };
+        // Confirmed already without this half; or evicted before the answer came: then the client asks again, and both
+        // are made anew.
+        let held = F::new_flows().get_ptr(&*owner_key).or_else(|| F::flows().get_ptr(&*owner_key));
+        let Some(held) = held else { return Outcome::DropTupleClash };
         // SAFETY: the map's element, copied out once.
         *owner = unsafe { *held };
     } else {
@@ -252,5 +266,5 @@ fn derive<F: Maps>(key: &FlowKey<F>, reply: &Flow<F>, owner: &mut Flow<F>) {
 
 subprograms! {
     /// [`half_open`] of a family, as a global subprogram.
-    HalfOpen: Maps => half_open(skb; seen: Seen) as half_open_v4, half_open_v6
+    HalfOpen: Source => half_open(skb; seen: Seen) as half_open_v4, half_open_v6
 }

@@ -44,11 +44,13 @@ fn direct<F: Maps>(key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen) -> Outcome
 #[inline(always)]
 fn is_held<F: Maps>(reply: &mut Entry<F>) -> bool {
     let Entry { key, partner, .. } = reply;
-    let skip = Flow::<F>::DIRECT | Flow::<F>::HAIRPIN;
+    // A process of the node that the node itself serves: both ends are the node's, and no direct packet is like that.
+    let itself = Flow::<F>::HAIRPIN | Flow::<F>::REINJECT;
+    let skipped = |flags: u16| flags & Flow::<F>::DIRECT != 0 || flags & itself == itself;
     if let Some(held) = F::flows().get_ptr(&*key) {
         // SAFETY: the map's element; each field is read once.
         let held = unsafe { &*held };
-        if held.flags & skip != 0 {
+        if skipped(held.flags) {
             return false;
         }
         let live = reserve::is_live(key, held, partner);
@@ -60,7 +62,7 @@ fn is_held<F: Maps>(reply: &mut Entry<F>) -> bool {
     let Some(held) = F::new_flows().get_ptr(&*key) else { return false };
     // SAFETY: as above.
     let (flags, last_seen_secs) = unsafe { ((*held).flags, (*held).last_seen_secs) };
-    if flags & skip != 0 {
+    if skipped(flags) {
         return false;
     }
     let stale = flow::is_stale(last_seen_secs);

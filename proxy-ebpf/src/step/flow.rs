@@ -88,6 +88,13 @@ pub(crate) fn is_dead<F: Maps>(owner: *const Flow<F>) -> bool {
     maps::generation(read!(owner, endpoint_id)) != Some(read!(owner, endpoint_gen))
 }
 
+/// Sets flags of an entry in a map.
+#[inline(always)]
+pub(crate) fn set_flags<F: Maps>(entry: *mut Flow<F>, flags: u16) {
+    // SAFETY: the map's element; a value that was recycled meanwhile would be asked for again a little later.
+    unsafe { (*entry).flags |= flags }
+}
+
 /// Removes a pair. Both halves, or the one left would hold the tuple.
 #[inline(always)]
 pub(crate) fn remove<F: Maps>(key: &FlowKey<F>, value: *const Flow<F>, room: &mut FlowKey<F>) {

@@ -27,7 +27,12 @@ pub(crate) fn reply<F: Maps>(reply: &mut Entry<F>) -> Reservation {
         // SAFETY: the map's element; each field is read once.
         let held = unsafe { &*entry };
         if leads_to_same(held, value) {
-            // Its owner entry is missing, or we would not have come here: the reply makes it anew.
+            held.partner_into(key, partner);
+            if F::flows().get_ptr(&*partner).is_some() {
+                // Confirmed by another CPU since we looked.
+                return Reservation::Ours;
+            }
+            // Its owner entry is missing: the reply makes it anew.
             maps::forget(key);
         } else if is_live(key, held, partner) && !cfg!(feature = "mutant-shared-tuples") {
             return Reservation::Taken;
@@ -59,11 +64,12 @@ fn half_open<F: Maps>(key: &FlowKey<F>, value: &mut Flow<F>, held: *mut Flow<F>)
         if !ours || flags & Flow::<F>::CONTESTED != 0 {
             return Reservation::Taken;
         }
-        if flags & !Flow::<F>::HALF_OPEN == value.flags {
+        let stored = flags & !Flow::<F>::HALF_OPEN == value.flags;
+        value.flags |= flags & Flow::<F>::HALF_OPEN;
+        if stored {
             refresh(held);
             return Reservation::Ours;
         }
-        value.flags |= flags & Flow::<F>::HALF_OPEN;
     }
     match F::new_flows().insert(key, &*value, maps::ANY) {
         Ok(()) if ours => Reservation::Ours,

@@ -50,6 +50,7 @@ mod bridge;
 #[cfg(test)]
 mod cases;
 #[cfg(test)]
+mod evictions;
 mod flows;
 #[cfg(test)]
 mod handshake;

@@ -17,6 +17,7 @@ wires! {
 }
 
 families! {
+    the_nodes_own_packet_keeps_off_the_tuple_of_a_pod_that_serves_itself,
     a_connection_that_the_endpoint_has_with_the_client_already_is_left_alone,
     the_tuple_of_a_closed_connection_is_free,
     a_segment_in_mid_stream_to_an_endpoint_itself_is_left_alone,
@@ -118,6 +119,8 @@ fn a_connection_that_the_endpoint_has_with_the_client_already_is_left_alone(fami
     // The endpoint takes the SYN for one of its connection, and acknowledges what it has (RFC 5961 §4).
     node.leaves(POD1, &talk.segment_back(ACK)).is_left_alone();
     node.leaves(POD1, &talk.segment_back(ACK | PSH)).is_left_alone();
+    // Whatever it says is not for the Service's client.
+    node.leaves(POD1, &talk.segment_back(RST)).is_left_alone();
     // The client sends its SYN again, which gets a tuple of its own and keeps it.
     let opening = talk.opening();
     let ran = node.arrives(POD1, &opening);
@@ -137,6 +140,20 @@ fn a_connection_that_the_endpoint_has_with_the_client_already_is_left_alone(fami
     // All along, the older connection is nobody's but theirs.
     node.arrives(POD1, &talk.segment(ACK | PSH).to(talk.endpoint)).is_left_alone();
     node.leaves(POD1, &talk.segment_back(ACK | PSH)).is_left_alone();
+}
+
+/// A pod that reaches itself does so as the node.
+fn the_nodes_own_packet_keeps_off_the_tuple_of_a_pod_that_serves_itself(family: IpFamily) {
+    let wire = Wire { family, protocol: Protocol::Tcp };
+    let endpoint = wire.at(world::pod1, TARGET);
+    let node = Node::serving(&[&web(wire).here(endpoint.ip())]);
+    let opening = at(POD1, wire.opening(wire.at(world::pod1, 50_000), wire.at(world::vip, PORT)));
+    let as_node = node.arrives(POD1, &opening).source();
+    let direct = wire.opening(as_node, endpoint).on_wire(POD1.mac, POD1.peer);
+    let ran = node.sends(POD1, &direct);
+    let port = ran.source().port();
+    assert_ne!(port, as_node.port(), "the answer would be turned round to the pod");
+    ran.becomes(Outcome::DirectRewritten, &direct.clone().from_port(port));
 }
 
 fn the_tuple_of_a_closed_connection_is_free(family: IpFamily) {

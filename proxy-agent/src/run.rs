@@ -113,12 +113,13 @@ async fn run(config: Config) -> anyhow::Result<()> {
     // Before anything is touched, so that a signal during the start ends the process in order too.
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-    let work = async {
+    // A task of its own: the start makes system calls that may wait for the kernel, and a signal is heard meanwhile.
+    let work = tokio::spawn(async {
         let mut tasks = start(config).await?;
         tasks.first_end().await
-    };
+    });
     tokio::select! {
-        result = work => result,
+        result = work => result.context("the agent panicked")?,
         _ = terminate.recv() => stop("SIGTERM"),
         _ = interrupt.recv() => stop("SIGINT"),
     }

@@ -1,19 +1,23 @@
 //! The maps: keys, values, names and default sizes. One file per family of maps.
 
+pub mod affinity;
 pub mod config;
 pub mod device;
 pub mod filter;
 pub mod flow;
 pub mod name;
+pub mod range;
 pub mod service;
 pub mod slot;
 pub mod stats;
 pub mod tally;
 
+pub use affinity::{Affinity, AffinityKey};
 pub use config::Config;
 pub use device::{Device, Role};
 pub use flow::{Direction, Flow, FlowKey};
 pub use name::Name;
+pub use range::SourceRange;
 pub use service::{Class, NodeAddr, Policy, Port, Run, RunVerdict, Service, ServiceKey};
 pub use slot::{Live, Slot};
 pub use stats::PortStats;
@@ -37,6 +41,12 @@ pub mod sizes {
     pub const NEW: u32 = 65_536;
     /// `NODE_ADDRS_V4/6`: addresses of this node.
     pub const NODE_ADDRS: u32 = 1_024;
+    /// `AFFINITY_V4/6`: one entry per client and port; the oldest give way.
+    pub const AFFINITY: u32 = 65_536;
+    /// `SRC_RANGES_V4/6`: one entry per range and port.
+    pub const SRC_RANGES: u32 = 65_536;
+    /// `SVC_CIDRS_V4/6`.
+    pub const SVC_CIDRS: u32 = 256;
     /// `NODE_PORTS`: 65,536 bits in words of 64.
     pub const NODE_PORTS: u32 = 1_024;
     /// `DEVICES`: one per device that carries a program.
@@ -63,9 +73,15 @@ pub mod program {
     pub const EGRESS_V4: u32 = 6;
     /// The same of IPv6.
     pub const EGRESS_V6: u32 = 7;
+    /// An IPv4 request on its way out whose source is to be exchanged.
+    pub const MASQUERADE_V4: u32 = 8;
+    /// The same of IPv6.
+    pub const MASQUERADE_V6: u32 = 9;
 
     /// Names and slots, in the order in which a new build is switched in: what is jumped to before what jumps.
-    pub const ALL: [(&str, u32); 6] = [
+    pub const ALL: [(&str, u32); 8] = [
+        ("masquerade_v4", MASQUERADE_V4),
+        ("masquerade_v6", MASQUERADE_V6),
         ("ingress_v4", INGRESS_V4),
         ("ingress_v6", INGRESS_V6),
         ("egress_v4", EGRESS_V4),
@@ -82,7 +98,7 @@ pub mod tc_index {
     pub const NOT_OURS: u16 = 0;
     /// A request, translated: egress has nothing to do.
     pub const REQUEST: u16 = 1;
-    /// A request whose source is still to be exchanged on the way out. Set by no path yet: masquerade is later work.
+    /// A request whose source is still to be exchanged on the way out.
     pub const REQUEST_SNAT: u16 = 2;
     /// A reply, translated: egress has nothing to do.
     pub const REPLY: u16 = 3;

@@ -25,4 +25,4 @@ pub use family::{Addr4, Addr6, Address, Family, V4, V6};
 pub use outcome::{CODES, Kind, Outcome};
 
 /// Version of every layout in this crate; kept in `CONFIG` and compared before an agent touches pinned maps.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;

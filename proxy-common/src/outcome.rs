@@ -77,6 +77,11 @@ outcomes! {
     /// A packet that would confirm its flow, but `FLOWS` is full: the flow works on half open, and may be forgotten.
     FlowsFull = 17, Translate, "flows_full";
 
+    /// A request whose source became the node's on its way out.
+    Masqueraded = 18, Translate, "masqueraded";
+    /// A reply to a masqueraded request, given back its destination.
+    Unmasqueraded = 19, Translate, "unmasqueraded";
+
     /// The Service has no usable endpoint anywhere.
     RejectNoEndpoint = 30, Reject, "reject_no_endpoint";
     /// A ClusterIP, but no such port or protocol.
@@ -103,6 +108,12 @@ outcomes! {
     DropRejectLimit = 58, Drop, "drop_reject_limit";
     /// An answer was due, but this packet must not be answered (an ICMP error, a multicast or a reset).
     DropUnanswerable = 59, Drop, "drop_unanswerable";
+    /// The client is in none of the Service's `loadBalancerSourceRanges`.
+    DropSourceRange = 60, Drop, "drop_source_range";
+    /// An address of a ServiceCIDR that no Service has.
+    DropUnallocated = 61, Drop, "drop_unallocated";
+    /// Every source port that was tried for the masquerade is in use.
+    DropNoSourcePort = 62, Drop, "drop_no_source_port";
 }
 
 /// Size of the counter array: codes stay below it.

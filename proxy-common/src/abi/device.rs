@@ -23,7 +23,7 @@ abi_struct! {
     pub struct Device: 48 {
         /// A [`Role`].
         role: u8,
-        /// Zero; for later use.
+        /// Bits of this type.
         flags: u8,
         /// The device's own MAC; zero without Ethernet.
         mac: [u8; 6],
@@ -42,4 +42,9 @@ abi_struct! {
         /// The device's own ifindex, so that a value says whose it is.
         ifindex: u32,
     }
+}
+
+impl Device {
+    /// What arrives here comes from pods of this node, as `--detect-local-mode` says (rule 71).
+    pub const PODS: u8 = 1;
 }

@@ -137,6 +137,10 @@ impl<F: Family> Flow<F> {
     pub const ANSWERED: u16 = 512;
     /// Half open: a segment of another connection came in the reply's tuple, so the endpoint holds it already.
     pub const CONTESTED: u16 = 1024;
+    /// An owner entry: the request's source is exchanged on its way out, by a pair of its own (rule 68).
+    pub const MASQUERADE: u16 = 2048;
+    /// The pair that exchanges the source: `C → E` leaving becomes `N → E`, `E → N` arriving becomes `E → C`.
+    pub const MASQUERADED: u16 = 4096;
     /// Bits that end with a flow's being half open.
     pub const HALF_OPEN: u16 = Self::AGED | Self::LASTING | Self::ANSWERED | Self::CONTESTED;
 

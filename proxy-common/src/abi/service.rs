@@ -32,9 +32,9 @@ pub enum Class {
     ClusterIp = 1,
     /// `spec.ports[].nodePort` on an address of this node.
     NodePort = 2,
-    /// `spec.externalIPs`; not served yet.
+    /// `spec.externalIPs`.
     ExternalIp = 3,
-    /// `status.loadBalancer.ingress[].ip`; not served yet.
+    /// `status.loadBalancer.ingress[].ip`.
     LoadBalancer = 4,
 }
 
@@ -45,7 +45,7 @@ abi_struct! {
         port_id: u32,
         /// A [`Class`].
         class: u8,
-        /// Zero; for later use.
+        /// Bits of this type.
         flags: u8,
         /// Zero.
         _pad: u16,
@@ -53,6 +53,9 @@ abi_struct! {
 }
 
 impl Service {
+    /// Only clients that `SRC_RANGES_V4/6` holds for the port may use the address (rule 21).
+    pub const SOURCE_RANGES: u8 = 1;
+
     /// A Service address of this class.
     pub const fn new(port_id: u32, class: Class) -> Self {
         Self { port_id, class: class as u8, flags: 0, _pad: 0 }

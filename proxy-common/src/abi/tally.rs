@@ -42,6 +42,12 @@ tallied! {
     Slots = "SLOTS",
     /// `LIVE`.
     Live = "LIVE",
+    /// `AFFINITY_V4/6`.
+    Affinity = "AFFINITY",
+    /// `SRC_RANGES_V4/6`.
+    SourceRanges = "SRC_RANGES",
+    /// `SVC_CIDRS_V4/6`.
+    ServiceCidrs = "SVC_CIDRS",
     /// `CONFIG`.
     Config = "CONFIG",
     /// `REJECTS`.
@@ -55,6 +61,17 @@ tallied! {
 impl Tally {
     /// True for a hash map: its look-ups walk memory. An array's are an address computed in place.
     pub const fn is_hash(self) -> bool {
-        matches!(self, Self::Flows | Self::New | Self::Services | Self::ClusterIps | Self::NodeAddrs | Self::Devices)
+        matches!(
+            self,
+            Self::Flows
+                | Self::New
+                | Self::Services
+                | Self::ClusterIps
+                | Self::NodeAddrs
+                | Self::Devices
+                | Self::Affinity
+                | Self::SourceRanges
+                | Self::ServiceCidrs
+        )
     }
 }

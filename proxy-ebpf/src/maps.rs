@@ -3,13 +3,14 @@
 //! Sizes are the defaults; the agent sets what its flags say before it loads the object.
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
+use aya_ebpf::btf_maps::LpmTrie;
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::TcContext;
 use proxy_common::abi::config::RejectBucket;
 use proxy_common::abi::{
-    Config, Device, Flow, FlowKey, Live, Name, NodeAddr, Port, PortStats, Service, ServiceKey, Slot, Tally, filter,
-    sizes,
+    Affinity, AffinityKey, Config, Device, Flow, FlowKey, Live, Name, NodeAddr, Port, PortStats, Service, ServiceKey,
+    Slot, SourceRange, Tally, filter, sizes,
 };
 use proxy_common::{CODES, Family, Outcome, V4, V6};
 
@@ -29,6 +30,9 @@ type ClusterIps<A> = HashMap<A, u32, { sizes::CLUSTER_IPS as usize }, SPARSE>;
 type Slots<F> = Array<Slot<F>, { sizes::SLOTS as usize }, MMAP>;
 type Flows<F> = HashMap<FlowKey<F>, Flow<F>, { sizes::FLOWS as usize }>;
 type New<F> = LruHashMap<FlowKey<F>, Flow<F>, { sizes::NEW as usize }>;
+type Affinities<F> = LruHashMap<AffinityKey<F>, Affinity, { sizes::AFFINITY as usize }>;
+type SourceRanges<F> = LpmTrie<SourceRange<F>, u32, { sizes::SRC_RANGES as usize }>;
+type ServiceCidrs<A> = LpmTrie<A, u32, { sizes::SVC_CIDRS as usize }>;
 type NodeAddrs<A> = HashMap<A, NodeAddr, { sizes::NODE_ADDRS as usize }, SPARSE>;
 
 #[btf_map]
@@ -55,6 +59,18 @@ static NEW_V6: New<V6> = LruHashMap::new();
 static NODE_ADDRS_V4: NodeAddrs<<V4 as Family>::Addr> = HashMap::new();
 #[btf_map]
 static NODE_ADDRS_V6: NodeAddrs<<V6 as Family>::Addr> = HashMap::new();
+#[btf_map]
+static AFFINITY_V4: Affinities<V4> = LruHashMap::new();
+#[btf_map]
+static AFFINITY_V6: Affinities<V6> = LruHashMap::new();
+#[btf_map]
+static SRC_RANGES_V4: SourceRanges<V4> = LpmTrie::new();
+#[btf_map]
+static SRC_RANGES_V6: SourceRanges<V6> = LpmTrie::new();
+#[btf_map]
+static SVC_CIDRS_V4: ServiceCidrs<<V4 as Family>::Addr> = LpmTrie::new();
+#[btf_map]
+static SVC_CIDRS_V6: ServiceCidrs<<V6 as Family>::Addr> = LpmTrie::new();
 
 #[btf_map]
 static PORTS: Array<Port, { sizes::PORTS as usize }, MMAP> = Array::new();
@@ -113,10 +129,14 @@ pub(crate) trait Maps: Family {
     fn flows() -> &'static Flows<Self>;
     fn new_flows() -> &'static New<Self>;
     fn node_addrs() -> &'static NodeAddrs<Self::Addr>;
+    fn affinities() -> &'static Affinities<Self>;
+    fn source_ranges() -> &'static SourceRanges<Self>;
+    fn service_cidrs() -> &'static ServiceCidrs<Self::Addr>;
 }
 
 macro_rules! family_maps {
-    ($family:ty: $services:ident $cluster_ips:ident $slots:ident $flows:ident $new:ident $node_addrs:ident $request:ident $reply:ident) => {
+    ($family:ty: $services:ident $cluster_ips:ident $slots:ident $flows:ident $new:ident $node_addrs:ident $affinities:ident
+        $source_ranges:ident $service_cidrs:ident $request:ident $reply:ident) => {
         impl Maps for $family {
             #[inline(always)]
             fn request() -> Option<&'static mut Flow<Self>> {
@@ -160,12 +180,29 @@ macro_rules! family_maps {
                 tally(Tally::NodeAddrs);
                 &$node_addrs
             }
+            #[inline(always)]
+            fn affinities() -> &'static Affinities<Self> {
+                tally(Tally::Affinity);
+                &$affinities
+            }
+            #[inline(always)]
+            fn source_ranges() -> &'static SourceRanges<Self> {
+                tally(Tally::SourceRanges);
+                &$source_ranges
+            }
+            #[inline(always)]
+            fn service_cidrs() -> &'static ServiceCidrs<Self::Addr> {
+                tally(Tally::ServiceCidrs);
+                &$service_cidrs
+            }
         }
     };
 }
 
-family_maps!(V4: SERVICES_V4 CLUSTER_IPS_V4 SLOTS_V4 FLOWS_V4 NEW_V4 NODE_ADDRS_V4 REQUEST_V4 REPLY_V4);
-family_maps!(V6: SERVICES_V6 CLUSTER_IPS_V6 SLOTS_V6 FLOWS_V6 NEW_V6 NODE_ADDRS_V6 REQUEST_V6 REPLY_V6);
+family_maps!(V4: SERVICES_V4 CLUSTER_IPS_V4 SLOTS_V4 FLOWS_V4 NEW_V4 NODE_ADDRS_V4 AFFINITY_V4 SRC_RANGES_V4 SVC_CIDRS_V4
+    REQUEST_V4 REPLY_V4);
+family_maps!(V6: SERVICES_V6 CLUSTER_IPS_V6 SLOTS_V6 FLOWS_V6 NEW_V6 NODE_ADDRS_V6 AFFINITY_V6 SRC_RANGES_V6 SVC_CIDRS_V6
+    REQUEST_V6 REPLY_V6);
 
 // Global data and no map: a look-up would add a branch to each that it counts, more than the verifier follows.
 #[cfg(feature = "tally")]

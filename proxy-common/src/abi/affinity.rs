@@ -1,6 +1,6 @@
 //! `AFFINITY_V4/6`: which endpoint a client was given, where the Service asks for `sessionAffinity: ClientIP`.
 
-use crate::{Family, abi_struct};
+use crate::abi_struct;
 
 abi_struct! {
     /// Key of `AFFINITY_V4/6`: all addresses of a Service port share it (rule 78).

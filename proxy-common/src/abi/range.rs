@@ -1,6 +1,6 @@
 //! `SRC_RANGES_V4/6` and `SVC_CIDRS_V4/6`: longest-prefix maps. A key is a `u32` prefix length in bits, then this data.
 
-use crate::{Family, abi_struct};
+use crate::abi_struct;
 
 abi_struct! {
     /// Data of a key of `SRC_RANGES_V4/6`: the prefix covers the port id whole, then the network.

@@ -66,6 +66,18 @@ mod programs {
         pipeline::leave::<V6>(&ctx)
     }
 
+    /// An IPv4 request leaves whose source is to be exchanged.
+    #[classifier]
+    pub(crate) fn masquerade_v4(ctx: TcContext) -> i32 {
+        pipeline::masquerade::<V4>(&ctx)
+    }
+
+    /// An IPv6 request leaves whose source is to be exchanged.
+    #[classifier]
+    pub(crate) fn masquerade_v6(ctx: TcContext) -> i32 {
+        pipeline::masquerade::<V6>(&ctx)
+    }
+
     // The verifier refuses a program that can reach this: a panic is a build error, not undefined behaviour.
     #[panic_handler]
     fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

@@ -2,6 +2,7 @@
 //!
 //! Sizes are the defaults; the agent sets what its flags say before it loads the object.
 
+use crate::step::service::Choice;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::LpmTrie;
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray};
@@ -24,6 +25,9 @@ pub(crate) const NOEXIST: u64 = 1;
 const MMAP: usize = BPF_F_MMAPABLE as usize;
 // Not preallocated: an element of a preallocated hash can be recycled under a reader, who then sees another key's value.
 const SPARSE: usize = BPF_F_NO_PREALLOC as usize;
+
+/// Endpoints of the same hash share a cursor, and only come round sooner.
+const CURSOR_COUNT: u32 = 4_096;
 
 type Services<F> = HashMap<ServiceKey<F>, Service, { sizes::SERVICES as usize }, SPARSE>;
 type ClusterIps<A> = HashMap<A, u32, { sizes::CLUSTER_IPS as usize }, SPARSE>;
@@ -93,6 +97,8 @@ static REJECTS: PerCpuArray<RejectBucket, 1> = PerCpuArray::new();
 #[btf_map]
 static CLOCK: Array<u64, 1> = Array::new();
 #[btf_map]
+static CURSORS: Array<u32, { CURSOR_COUNT as usize }> = Array::new();
+#[btf_map]
 static PROGRAMS: ProgramArray<{ sizes::PROGRAMS as usize }> = ProgramArray::new();
 // Written and read by the agent alone; it stands here so that the object carries its BTF for bpftool.
 #[btf_map]
@@ -116,6 +122,17 @@ static REQUEST_V6: PerCpuArray<Flow<V6>, 1> = PerCpuArray::new();
 static REPLY_V4: PerCpuArray<Entry<V4>, 1> = PerCpuArray::new();
 #[btf_map]
 static REPLY_V6: PerCpuArray<Entry<V6>, 1> = PerCpuArray::new();
+
+#[btf_map]
+static CHOICE: PerCpuArray<Choice, 1> = PerCpuArray::new();
+
+/// What a flow that begins may choose from; found by one subprogram, used by the next.
+#[inline(always)]
+pub(crate) fn choice() -> Option<&'static mut Choice> {
+    tally(Tally::Scratch);
+    // SAFETY: this CPU's own element, taken once per subprogram.
+    CHOICE.get_ptr_mut(0).map(|choice| unsafe { &mut *choice })
+}
 
 /// The maps of one family.
 pub(crate) trait Maps: Family {
@@ -322,6 +339,19 @@ pub(crate) fn reject_bucket() -> Option<*mut RejectBucket> {
 pub(crate) fn clock() -> Option<*mut u64> {
     tally(Tally::Scratch);
     CLOCK.get_ptr_mut(0)
+}
+
+/// Counts up for an endpoint, by its hash. Two CPUs may read the same number: what it stands for is reserved anyhow.
+#[inline(always)]
+pub(crate) fn next_of(endpoint: u32) -> u32 {
+    tally(Tally::Scratch);
+    let Some(cursor) = CURSORS.get_ptr_mut(endpoint & (CURSOR_COUNT - 1)) else { return 0 };
+    // SAFETY: an array's element; one aligned word.
+    unsafe {
+        let next = cursor.read_volatile();
+        cursor.write_volatile(next.wrapping_add(1));
+        next
+    }
 }
 
 /// Remembers that a direct flow's port was exchanged: from now on direct packets are looked up.

@@ -14,10 +14,16 @@ use proxy_common::{Family as _, Kind, Outcome, V4, V6};
 
 use crate::ctx::tc::Skb;
 use crate::hook::{self, Leave};
-use crate::maps;
+use crate::maps::{self, Maps};
 use crate::packet::{self, Parse, Unread};
+use crate::step::choose::Choose;
+use crate::step::confirm::HalfOpen;
+use crate::step::direct::Direct;
+use crate::step::masquerade::Masquerade;
+use crate::step::reject::Answer;
 use crate::step::resolve::{Resolve, Seen};
-use crate::step::{Argument as _, flow, forward, reject, rewrite, service};
+use crate::step::rewrite::Rewrite;
+use crate::step::{Argument as _, flow, forward, masquerade, reject, rewrite, service};
 
 /// A packet arrives on a device.
 #[inline(always)]
@@ -36,7 +42,11 @@ pub(crate) fn ingress(ctx: &TcContext) -> i32 {
 #[inline(always)]
 pub(crate) fn egress(ctx: &TcContext) -> i32 {
     let skb = Skb::new(ctx.skb.skb);
-    if skb.tc_index() != u32::from(tc_index::NOT_OURS) {
+    let told = skb.tc_index();
+    if told != u32::from(tc_index::NOT_OURS) {
+        if told == u32::from(tc_index::REQUEST_SNAT) {
+            masquerade_of(ctx, &skb);
+        }
         return hook::NEXT;
     }
     match family(&skb) {
@@ -45,6 +55,15 @@ pub(crate) fn egress(ctx: &TcContext) -> i32 {
         _ => {}
     }
     hook::NEXT
+}
+
+#[inline(always)]
+fn masquerade_of(ctx: &TcContext, skb: &Skb) {
+    match family(skb) {
+        Some(false) => maps::jump(ctx, program::MASQUERADE_V4),
+        Some(true) => maps::jump(ctx, program::MASQUERADE_V6),
+        None => {}
+    }
 }
 
 /// IPv6? `None` for anything but IP, and for tagged frames: those meet us on the VLAN's own device.
@@ -90,18 +109,48 @@ fn is_relevant(skb: &Skb, bits: Option<u8>) -> bool {
 
 /// A packet that may be ours arrives.
 #[inline(always)]
-pub(crate) fn arrive<F: Parse + Resolve>(ctx: &TcContext) -> i32 {
+pub(crate) fn arrive<F: Parse + Steps>(ctx: &TcContext) -> i32 {
     judge::<F>(&Skb::new(ctx.skb.skb), Direction::In)
 }
 
 /// A packet that may be ours leaves.
 #[inline(always)]
-pub(crate) fn leave<F: Parse + Resolve>(ctx: &TcContext) -> i32 {
+pub(crate) fn leave<F: Parse + Steps>(ctx: &TcContext) -> i32 {
     judge::<F>(&Skb::new(ctx.skb.skb), Direction::Out)
 }
 
+/// A request leaves whose source is to be exchanged.
 #[inline(always)]
-fn judge<F: Parse + Resolve>(skb: &Skb, dir: Direction) -> i32 {
+pub(crate) fn masquerade<F: Parse + Steps>(ctx: &TcContext) -> i32 {
+    let skb = &Skb::new(ctx.skb.skb);
+    // An overlay's outer packet carries what is told here, too.
+    skb.set_tc_index(tc_index::REQUEST);
+    let mut key = MaybeUninit::<FlowKey<F>>::uninit();
+    // SAFETY: as in `judge`.
+    let key = unsafe { &mut *key.as_mut_ptr() };
+    let Ok(l4) = packet::read(skb, Direction::Out, key) else { return hook::NEXT };
+    let key = &*key;
+    if let Some(entry) = F::flows().get_ptr_mut(key) {
+        let outcome = flow::established(skb, key, entry, l4.tcp_flags);
+        if outcome != Outcome::NotOurs {
+            let (outcome, leave) = translate(skb, key, l4.offset, entry, outcome);
+            return hook::finish(skb, outcome, leave);
+        }
+    }
+    let Some(found) = F::request() else { return hook::finish(skb, Outcome::DropHelper, Leave::NEXT) };
+    let seen = Seen::new(l4.tcp_flags, 0, l4.offset);
+    let mut outcome = F::half_open(skb, key, found, seen);
+    if outcome == Outcome::NotOurs {
+        outcome = masquerade::begin(skb, key, found);
+    }
+    if outcome.kind() == Kind::Translate {
+        return translated(skb.as_ptr(), key, seen.number(), found, outcome as u32);
+    }
+    hook::finish(skb, outcome, Leave::NEXT)
+}
+
+#[inline(always)]
+fn judge<F: Parse + Steps>(skb: &Skb, dir: Direction) -> i32 {
     let mut key = MaybeUninit::<FlowKey<F>>::uninit();
     // SAFETY: `read` writes every field before it says that there is a tuple; zeroing them first would be a loop over
     // their bytes.
@@ -133,7 +182,7 @@ fn judge<F: Parse + Resolve>(skb: &Skb, dir: Direction) -> i32 {
 
 /// A packet of no confirmed flow; `tracked`: perhaps of a half-open one.
 #[inline(never)]
-fn begin<F: Parse + Resolve>(skb: *mut __sk_buff, key: &FlowKey<F>, seen: u32, tracked: bool) -> i32 {
+fn begin<F: Parse + Steps>(skb: *mut __sk_buff, key: &FlowKey<F>, seen: u32, tracked: bool) -> i32 {
     let (skb, seen) = (&Skb::new(skb), Seen::from_number(seen));
     let Some(found) = F::request() else { return hook::finish(skb, Outcome::DropHelper, Leave::NEXT) };
     let mut outcome = if tracked { F::half_open(skb, key, found, seen) } else { Outcome::NotOurs };
@@ -143,7 +192,11 @@ fn begin<F: Parse + Resolve>(skb: *mut __sk_buff, key: &FlowKey<F>, seen: u32, t
         outcome = F::half_open(skb, &other, found, seen);
     }
     if outcome == Outcome::NotOurs {
-        outcome = F::resolve(skb, key, found, seen);
+        outcome = match F::resolve(skb, key, found, seen) {
+            Outcome::RequestNew => F::choose(skb, key, found),
+            Outcome::DirectRewritten => F::direct(key, found, seen),
+            outcome => outcome,
+        };
     }
     let (outcome, leave) = match outcome.kind() {
         Kind::Pass | Kind::Drop => (outcome, Leave::NEXT),
@@ -155,7 +208,7 @@ fn begin<F: Parse + Resolve>(skb: *mut __sk_buff, key: &FlowKey<F>, seen: u32, t
 
 /// [`translate`] with a stack of its own, for the packets that begin a flow.
 #[inline(never)]
-fn translated<F: Resolve>(skb: *mut __sk_buff, key: &FlowKey<F>, seen: u32, flow: &Flow<F>, outcome: u32) -> i32 {
+fn translated<F: Steps>(skb: *mut __sk_buff, key: &FlowKey<F>, seen: u32, flow: &Flow<F>, outcome: u32) -> i32 {
     let (skb, outcome) = (&Skb::new(skb), Outcome::from_code(outcome).unwrap_or(Outcome::DropHelper));
     let (outcome, leave) = translate(skb, key, Seen::from_number(seen).offset(), flow, outcome);
     hook::finish(skb, outcome, leave)
@@ -163,7 +216,7 @@ fn translated<F: Resolve>(skb: *mut __sk_buff, key: &FlowKey<F>, seen: u32, flow
 
 /// Makes the packet what the flow says and sends it on. `flow` may lie in a map: each of its fields is read once.
 #[inline(always)]
-fn translate<F: Resolve>(
+fn translate<F: Rewrite>(
     skb: &Skb,
     key: &FlowKey<F>,
     l4: u32,
@@ -182,9 +235,14 @@ fn translate<F: Resolve>(
 
 /// What becomes of a packet without a tuple: only one to a ClusterIP is ours to judge.
 #[inline(always)]
-fn unread<F: Resolve>(dst: &F::Addr, bits: u8, why: Unread) -> Outcome {
+fn unread<F: Maps>(dst: &F::Addr, bits: u8, why: Unread) -> Outcome {
     if bits & filter::SERVICE == 0 || !service::is_cluster_ip::<F>(dst) {
         return Outcome::NotOurs;
     }
     if why == Unread::Fragment { Outcome::DropFragment } else { Outcome::DropTruncated }
 }
+
+/// Every step that the pipeline takes with a family.
+pub(crate) trait Steps: HalfOpen + Resolve + Choose + Direct + Masquerade + Rewrite + Answer {}
+
+impl<F: HalfOpen + Resolve + Choose + Direct + Masquerade + Rewrite + Answer> Steps for F {}

@@ -86,12 +86,15 @@ impl Argument for bool {
     }
 }
 
+pub(crate) mod affinity;
 pub(crate) mod attempt;
 pub(crate) mod checksum;
+pub(crate) mod choose;
 pub(crate) mod confirm;
 pub(crate) mod direct;
 pub(crate) mod flow;
 pub(crate) mod forward;
+pub(crate) mod masquerade;
 pub(crate) mod reject;
 pub(crate) mod reserve;
 pub(crate) mod resolve;

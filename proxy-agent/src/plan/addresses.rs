@@ -18,7 +18,8 @@ pub const fn served(protocol: Protocol) -> bool {
 /// A NodePort is served if it keeps the client's address: with `externalTrafficPolicy: Local`. The other policy needs
 /// masquerade.
 fn node_port_served(service: &Service, port: &ServicePort) -> bool {
-    port.node_port != 0 && service.external_local()
+    let _: &Service = service;
+    port.node_port != 0
 }
 
 /// The served addresses of one port in one family. Without a ClusterIP of the family there is none (rule 13).

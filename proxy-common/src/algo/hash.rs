@@ -17,6 +17,15 @@ pub fn tuple<F: Family>(key: &FlowKey<F>, seed: u64) -> u32 {
     (h >> 32) as u32
 }
 
+/// Hash of an endpoint.
+#[inline(always)]
+pub fn endpoint<A: Address>(addr: &A, port: u16, proto: u8) -> u32 {
+    let w = addr.words();
+    let h = mix(0, u64::from(w[0]) | u64::from(w[1]) << 32);
+    let h = mix(h, u64::from(w[2]) | u64::from(w[3]) << 32);
+    (mix(h, u64::from(port) | u64::from(proto) << 16) >> 32) as u32
+}
+
 /// One round of the splitmix64 finaliser (Steele, Lea, Flood 2014).
 #[inline(always)]
 const fn mix(state: u64, word: u64) -> u64 {

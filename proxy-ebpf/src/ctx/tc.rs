@@ -3,9 +3,11 @@
 use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::{
     bpf_csum_diff, bpf_csum_update, bpf_fib_lookup, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_l4_csum_replace,
-    bpf_redirect, bpf_redirect_neigh, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+    bpf_redirect, bpf_redirect_neigh, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_change_tail, bpf_skb_load_bytes,
+    bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skc_lookup_tcp,
 };
-use proxy_common::Family;
+use proxy_common::algo::timeout;
+use proxy_common::{Address as _, Family};
 
 use super::{PacketCtx, Plain};
 
@@ -15,6 +17,8 @@ pub struct HelperError;
 
 /// `skb->pkt_type` of a frame addressed to the device (`include/uapi/linux/if_packet.h`).
 const PACKET_HOST: u32 = 0;
+/// `BPF_F_CURRENT_NETNS`: the namespace of the device.
+const BPF_F_CURRENT_NETNS: i32 = -1;
 /// `BPF_F_MARK_MANGLED_0`: leave a zero checksum zero, never make one (UDP).
 const MARK_MANGLED_0: u64 = if cfg!(feature = "mutant-no-zero-checksum") { 0 } else { 1 << 5 };
 
@@ -303,6 +307,41 @@ impl Skb {
         let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
         // SAFETY: valid context; `len` is within the buffer.
         check(unsafe { bpf_skb_store_bytes(self.skb, offset, buffer.as_ptr().cast(), len, flags) })
+    }
+
+    /// True if a socket of the node would receive what `peer` sends to this address and port of it.
+    #[inline(always)]
+    pub fn has_socket<F: Family>(
+        &self,
+        proto: u8,
+        peer: &F::Addr,
+        peer_port: u16,
+        own: &F::Addr,
+        own_port: u16,
+    ) -> bool {
+        let (s, d) = (peer.words(), own.words());
+        let ports = u32::from(peer_port.to_be()) | u32::from(own_port.to_be()) << 16;
+        // `struct bpf_sock_tuple`: both addresses, then both ports in network order.
+        let mut tuple = if F::IS_V6 {
+            [s[0], s[1], s[2], s[3], d[0], d[1], d[2], d[3], ports]
+        } else {
+            [s[0], d[0], ports, 0, 0, 0, 0, 0, 0]
+        };
+        let (tuple, size) = (tuple.as_mut_ptr().cast(), if F::IS_V6 { 36 } else { 12 });
+        let (skb, here) = (self.skb.cast(), BPF_F_CURRENT_NETNS as i64 as u64);
+        // SAFETY: valid context; the tuple is as long as stated. What was found is given back.
+        unsafe {
+            let found = match proto {
+                timeout::TCP => bpf_skc_lookup_tcp(skb, tuple, size, here, 0),
+                timeout::UDP => bpf_sk_lookup_udp(skb, tuple, size, here, 0),
+                _ => return false,
+            };
+            if found.is_null() {
+                return false;
+            }
+            bpf_sk_release(found.cast());
+        }
+        true
     }
 
     /// Asks the kernel's routing.

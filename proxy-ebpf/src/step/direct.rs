@@ -6,9 +6,10 @@ use proxy_common::abi::{Flow, FlowKey};
 use proxy_common::algo::timeout;
 
 use super::attempt::reply_entry;
+use super::choose::{SPARE_ATTEMPTS, spare_port, tuple_hash};
 use super::flow;
 use super::reserve::{self, Reservation};
-use super::resolve::{SPARE_ATTEMPTS, Seen, spare_port, tuple_hash};
+use super::resolve::Seen;
 use crate::clock::now_secs;
 use crate::maps::{self, Entry, Maps};
 use crate::packet::{ACK, RST, SYN};

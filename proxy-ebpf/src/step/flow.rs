@@ -134,7 +134,7 @@ fn note_end<F: Maps>(entry: *mut Flow<F>, key: &FlowKey<F>, tcp_flags: u8) {
 #[inline(always)]
 fn touch<F: Maps>(skb: &Skb, entry: *mut Flow<F>, flags: u16) {
     let now = now_secs();
-    let bridged = flags & (Flow::<F>::BRIDGED | Flow::<F>::REPLY) == Flow::<F>::BRIDGED;
+    let bridged = forward::is_bridged::<F>(flags);
     if read!(entry, last_seen_secs) == now && !(bridged && forward::is_unknown(&read!(entry, next_mac))) {
         return;
     }

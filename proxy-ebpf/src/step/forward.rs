@@ -20,8 +20,9 @@ pub(crate) fn forward<F: Family>(
     let reply = flags & Flow::<F>::REPLY != 0;
     // For the egress hook that a redirected packet meets at once, and that any other meets after the stack.
     if !cfg!(feature = "mutant-no-handshake") {
-        skb.set_tc_index(if reply { tc_index::REPLY } else { tc_index::REQUEST });
+        skb.set_tc_index(told::<F>(flags));
     }
+    let outcome = named::<F>(flags, outcome);
     if flags & (Flow::<F>::REINJECT | Flow::<F>::HAIRPIN | Flow::<F>::REDIRECT | Flow::<F>::BRIDGED) == 0 {
         return (outcome, Leave::NEXT);
     }
@@ -35,8 +36,11 @@ pub(crate) fn forward<F: Family>(
         Ok(tc::redirect_neighbour(read!(flow, ifindex)))
     } else {
         let mac = read!(flow, next_mac);
-        let bridged = flags & (Flow::<F>::BRIDGED | Flow::<F>::REPLY) == Flow::<F>::BRIDGED && !is_unknown(&mac);
-        if bridged && key.dir == Direction::In as u8 && rewrite::next_hop(skb, &mac).is_err() {
+        if is_bridged::<F>(flags)
+            && !is_unknown(&mac)
+            && key.dir == Direction::In as u8
+            && rewrite::next_hop(skb, &mac).is_err()
+        {
             return (Outcome::DropHelper, Leave::NEXT);
         }
         return (outcome, Leave::NEXT);
@@ -45,6 +49,34 @@ pub(crate) fn forward<F: Family>(
         Ok(verdict) => (outcome, Leave::redirected(verdict)),
         Err(_) => (Outcome::DropHelper, Leave::NEXT),
     }
+}
+
+/// What egress is told. A reply that has only got its client back is still to be translated on the way out.
+#[inline(always)]
+const fn told<F: Family>(flags: u16) -> u16 {
+    let (reply, masquerade) = (flags & Flow::<F>::REPLY != 0, flags & (Flow::<F>::MASQUERADE | Flow::<F>::MASQUERADED));
+    match (reply, masquerade) {
+        (true, 0 | Flow::<F>::MASQUERADE) => tc_index::REPLY,
+        (true, _) => tc_index::NOT_OURS,
+        (false, Flow::<F>::MASQUERADE) => tc_index::REQUEST_SNAT,
+        (false, _) => tc_index::REQUEST,
+    }
+}
+
+/// Both exchanges of a masqueraded packet are counted: the second one by names of its own.
+#[inline(always)]
+fn named<F: Family>(flags: u16, outcome: Outcome) -> Outcome {
+    if flags & Flow::<F>::MASQUERADED == 0 || outcome == Outcome::FlowsFull {
+        return outcome;
+    }
+    if flags & Flow::<F>::REPLY != 0 { Outcome::Unmasqueraded } else { Outcome::Masqueraded }
+}
+
+/// True if the packet goes over the bridge it came in by: a request to its endpoint, or a masqueraded one's reply to its
+/// client.
+#[inline(always)]
+pub(crate) const fn is_bridged<F: Family>(flags: u16) -> bool {
+    flags & Flow::<F>::BRIDGED != 0 && (flags & Flow::<F>::REPLY != 0) == (flags & Flow::<F>::MASQUERADED != 0)
 }
 
 /// True while the next hop's MAC is not known: no device has one that begins with four zeros.

@@ -51,7 +51,7 @@ fn to_itself<F: Source>(skb: &Skb, found: &mut Flow<F>) -> Result<(), Outcome> {
         return Err(Outcome::DropNoRoute);
     }
     found.src = source;
-    found.flags |= Flow::<F>::HAIRPIN;
+    found.flags = found.flags & !Flow::<F>::MASQUERADE | Flow::<F>::HAIRPIN;
     found.ifindex = skb.ifindex();
     Ok(())
 }
@@ -59,7 +59,7 @@ fn to_itself<F: Source>(skb: &Skb, found: &mut Flow<F>) -> Result<(), Outcome> {
 /// If the endpoint is on the client's own bridge, the packet takes the way of a direct one: by MAC, not through the
 /// router.
 #[inline(always)]
-fn over_bridge<F: Source>(found: &mut Flow<F>, bridge: u32, fib: &Fib, result: i64) {
+pub(crate) fn over_bridge<F: Source>(found: &mut Flow<F>, bridge: u32, fib: &Fib, result: i64) {
     if fib.ifindex != bridge || !matches!(result, Fib::SUCCESS | Fib::NO_NEIGHBOUR) {
         return;
     }

@@ -1,9 +1,14 @@
 //! From a destination to a Service port, and to the run its policy names.
 
-use proxy_common::Outcome;
-use proxy_common::abi::{Class, FlowKey, NodeAddr, Policy, Port, Role, Run, RunVerdict, Service, ServiceKey, filter};
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use proxy_common::abi::{
+    Class, Config, Device, Direction, FlowKey, NodeAddr, Policy, Port, Run, RunVerdict, Service, ServiceKey,
+    SourceRange, filter, range,
+};
+use proxy_common::{Address, Outcome, V4, V6};
 
 use super::resolve::Seen;
+use crate::config;
 use crate::ctx::tc::Skb;
 use crate::maps::{self, Maps};
 
@@ -40,6 +45,7 @@ pub(crate) fn is_cluster_ip<F: Maps>(addr: &F::Addr) -> bool {
 }
 
 /// The words of a port that one decision needs, read once each.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Choice {
     /// The run to choose from.
@@ -48,17 +54,26 @@ pub(crate) struct Choice {
     pub(crate) settled: Run,
     /// True if the run moved a short time ago.
     pub(crate) moved: bool,
+    /// The source is exchanged on the way out.
+    pub(crate) masquerade: bool,
+    /// How long a client keeps its endpoint; 0: each connection is by itself.
+    pub(crate) affinity_secs: u32,
 }
 
-/// The run that a Service's policy names for this client.
+/// The run that a Service's policy names for this client, and whether its source is exchanged (rule 68).
 #[inline(always)]
-pub(crate) fn choice(skb: &Skb, service: &Service, outward: bool) -> Option<Choice> {
+pub(crate) fn choice<F: Pods>(skb: &Skb, key: &FlowKey<F>, service: &Service) -> Option<Choice> {
     let port = maps::port(service.port_id)?;
+    let outward = key.dir == Direction::Out as u8;
     let policy = Policy { word: word(port, offset_of!(policy)) };
-    let local = match service.class {
-        class if class == Class::ClusterIp as u8 => policy.flags() & Policy::INTERNAL_LOCAL != 0,
+    let (local, masquerade) = if service.class == Class::ClusterIp as u8 {
+        let masquerade = !outward && is_masqueraded_to_cluster_ip::<F>(skb, key);
+        (policy.flags() & Policy::INTERNAL_LOCAL != 0, masquerade)
+    } else if policy.flags() & Policy::EXTERNAL_LOCAL == 0 {
+        (false, !outward)
+    } else {
         // Pods of this node and the node itself may use any endpoint, whatever the external policy (rule 69).
-        _ => policy.flags() & Policy::EXTERNAL_LOCAL != 0 && !outward && !is_from_pod(skb),
+        (!outward && !is_pod::<F>(skb, key).unwrap_or(false), false)
     };
     let (run, settled, moved) = if local != cfg!(feature = "mutant-runs-swapped") {
         (offset_of!(local), offset_of!(local_settled), Policy::LOCAL_MOVED)
@@ -68,7 +83,70 @@ pub(crate) fn choice(skb: &Skb, service: &Service, outward: bool) -> Option<Choi
     let run = Run { word: word(port, run) };
     // Read again behind the run: the agent sets the flag before it moves the run.
     let policy = Policy { word: word(port, offset_of!(policy)) };
-    Some(Choice { run, settled: Run { word: word(port, settled) }, moved: policy.flags() & moved != 0 })
+    let masquerade = masquerade && !cfg!(feature = "mutant-no-masquerade");
+    let affinity_secs = policy.affinity_secs();
+    let moved = policy.flags() & moved != 0;
+    Some(Choice { run, settled: Run { word: word(port, settled) }, moved, masquerade, affinity_secs })
+}
+
+/// A ClusterIP is the pods' own: who is none is masqueraded, if it can be told (rule 68).
+#[inline(always)]
+fn is_masqueraded_to_cluster_ip<F: Pods>(skb: &Skb, key: &FlowKey<F>) -> bool {
+    config::get().is_some_and(|c| c.flags & Config::MASQUERADE_ALL != 0) || is_pod::<F>(skb, key) == Some(false)
+}
+
+/// True if the packet comes from a pod of this node, as `--detect-local-mode` tells them (rule 71); `None`: it tells
+/// nothing.
+#[inline(always)]
+fn is_pod<F: Pods>(skb: &Skb, key: &FlowKey<F>) -> Option<bool> {
+    let config = config::get()?;
+    if config.flags & Config::LOCAL_DEVICES != 0 {
+        return Some(maps::device(skb.ifindex()).is_some_and(|d| d.flags & Device::PODS != 0));
+    }
+    if config.flags & F::LOCAL_CIDR == 0 {
+        return None;
+    }
+    let (addr, mask) = F::local_cidr(config);
+    Some(is_within(&key.src, addr, mask))
+}
+
+/// True if an address lies in a network, whose address is masked.
+#[inline(always)]
+pub(crate) fn is_within<A: Address>(addr: &A, network: &A, mask: &A) -> bool {
+    let (a, n, m) = (addr.words(), network.words(), mask.words());
+    ((a[0] & m[0]) ^ n[0]) | ((a[1] & m[1]) ^ n[1]) | ((a[2] & m[2]) ^ n[2]) | ((a[3] & m[3]) ^ n[3]) == 0
+}
+
+/// The CIDR of the pods, in `CONFIG`.
+pub(crate) trait Pods: Maps {
+    /// The flag that says that there is one.
+    const LOCAL_CIDR: u32;
+    /// Address and mask.
+    fn local_cidr(config: &Config) -> (&Self::Addr, &Self::Addr);
+}
+
+impl Pods for V4 {
+    const LOCAL_CIDR: u32 = Config::LOCAL_CIDR_V4;
+    #[inline(always)]
+    fn local_cidr(config: &Config) -> (&Self::Addr, &Self::Addr) {
+        (&config.local_v4, &config.local_mask_v4)
+    }
+}
+
+impl Pods for V6 {
+    const LOCAL_CIDR: u32 = Config::LOCAL_CIDR_V6;
+    #[inline(always)]
+    fn local_cidr(config: &Config) -> (&Self::Addr, &Self::Addr) {
+        (&config.local_v6, &config.local_mask_v6)
+    }
+}
+
+/// True if the client may use a LoadBalancer address with source ranges (rule 21).
+#[inline(never)]
+pub(crate) fn is_allowed<F: Maps>(key: &FlowKey<F>, port_id: u32) -> bool {
+    let data = SourceRange { port_id, addr: key.src.copied() };
+    let bits = range::PORT_ID_BITS + 8 * size_of::<F::Addr>() as u32;
+    F::source_ranges().get(&Key::new(bits, data)).is_some()
 }
 
 macro_rules! offset_of {
@@ -83,12 +161,6 @@ use offset_of;
 fn word(port: *const Port, offset: usize) -> u64 {
     // SAFETY: the map's element; `offset` is that of a u64 field.
     unsafe { port.cast::<u8>().add(offset).cast::<u64>().read_volatile() }
-}
-
-/// True if the packet came in by the device of a pod of this node.
-#[inline(always)]
-fn is_from_pod(skb: &Skb) -> bool {
-    maps::device(skb.ifindex()).is_some_and(|d| d.role == Role::Pod as u8 || d.role == Role::BridgePort as u8)
 }
 
 /// What an empty run says.

@@ -55,11 +55,19 @@ pub struct Settings {
     pub kube_proxy: bool,
     /// Answers per second.
     pub rejects_per_sec: u32,
+    /// Source ports for masquerade, from 61000 upwards; 0: as by default.
+    pub source_ports: u16,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { flows: 1024, half_open: 1024, kube_proxy: false, rejects_per_sec: Config::REJECT_PER_SEC }
+        Self {
+            flows: 1024,
+            half_open: 1024,
+            kube_proxy: false,
+            rejects_per_sec: Config::REJECT_PER_SEC,
+            source_ports: 0,
+        }
     }
 }
 
@@ -186,6 +194,12 @@ impl Node {
         *found.unwrap_or_else(|| panic!("no port {wanted:?} in {names:?}")).0
     }
 
+    /// The node loses its addresses on a device.
+    pub fn without_sources(&mut self, device: Device) {
+        let (source_v4, source_v6) = Default::default();
+        self.maps.put_device(&abi::Device { source_v4, source_v6, ..described(device) });
+    }
+
     /// Runs commands of `ip` on the node.
     pub fn ip(&self, lines: &str) {
         netns::ip_batch(lines);
@@ -305,42 +319,46 @@ fn open_dataplane(ebpf: &Ebpf) -> BpfDataplane {
 
 fn configure(maps: &mut Maps, settings: Settings) {
     let features = probe::features().expect("the kernel says what it can do");
+    let own = if settings.kube_proxy { Config::KUBE_PROXY } else { 0 } | Config::LOCAL_DEVICES;
+    let few = settings.source_ports;
     maps.configure(|config| {
-        *config = Config {
-            abi_version: ABI_VERSION,
-            flags: features.flags() | if settings.kube_proxy { Config::KUBE_PROXY } else { 0 },
-            // Any will do; a fixed one makes a failure come again.
-            seed: 0x5eed,
-            new_timeout_secs: Config::NEW_TIMEOUT_SECS,
-            reject_per_sec: settings.rejects_per_sec,
-            direct_rewrites: 0,
-        };
+        (config.abi_version, config.flags) = (ABI_VERSION, features.flags() | own);
+        // Any will do; a fixed one makes a failure come again.
+        config.seed = 0x5eed;
+        config.new_timeout_secs = Config::NEW_TIMEOUT_SECS;
+        config.reject_per_sec = settings.rejects_per_sec;
+        // As with the default ip_local_port_range of 32768–60999 and NodePorts from 30000.
+        (config.snat_low_first, config.snat_low_count) = if few == 0 { (1024, 28_976) } else { (0, 0) };
+        (config.snat_high_first, config.snat_high_count) = if few == 0 { (61_000, 4_536) } else { (61_000, few) };
     });
 }
 
+/// What the agent knows of a device of the test world.
+fn described(device: Device) -> abi::Device {
+    let (role, master) = match device {
+        UPLINK => (Role::Uplink, None),
+        POD1 | POD2 => (Role::Pod, None),
+        PORT1 | PORT2 => (Role::BridgePort, Some(BRIDGE)),
+        _ => (Role::Bridge, None),
+    };
+    let source = if device == BRIDGE || master.is_some() { world::bridge } else { world::node };
+    abi::Device {
+        role: role as u8,
+        flags: if matches!(role, Role::Pod | Role::BridgePort) { abi::Device::PODS } else { 0 },
+        mac: device.mac,
+        master: master.map_or(0, |m| m.ifindex),
+        master_mac: master.map_or([0; 6], |m| m.mac),
+        _pad: 0,
+        source_v4: proxy_common::Addr4::from_ip(source(IpFamily::V4)),
+        source_v6: proxy_common::Addr6::from_ip(source(IpFamily::V6)),
+        table: 0,
+        ifindex: device.ifindex,
+    }
+}
+
 fn describe_devices(maps: &mut Maps) {
-    let roles = [
-        (UPLINK, Role::Uplink, None),
-        (POD1, Role::Pod, None),
-        (POD2, Role::Pod, None),
-        (BRIDGE, Role::Bridge, None),
-        (PORT1, Role::BridgePort, Some(BRIDGE)),
-        (PORT2, Role::BridgePort, Some(BRIDGE)),
-    ];
-    for (device, role, master) in roles {
-        let source = if device == BRIDGE || master.is_some() { world::bridge } else { world::node };
-        maps.put_device(&abi::Device {
-            role: role as u8,
-            flags: 0,
-            mac: device.mac,
-            master: master.map_or(0, |m| m.ifindex),
-            master_mac: master.map_or([0; 6], |m| m.mac),
-            _pad: 0,
-            source_v4: proxy_common::Addr4::from_ip(source(IpFamily::V4)),
-            source_v6: proxy_common::Addr6::from_ip(source(IpFamily::V6)),
-            table: 0,
-            ifindex: device.ifindex,
-        });
+    for device in [UPLINK, POD1, POD2, BRIDGE, PORT1, PORT2] {
+        maps.put_device(&described(device));
     }
 }
 

@@ -119,6 +119,20 @@ impl<'a> Ran<'a> {
         self.compare(NEXT, &[outcome], told, &expected.bytes());
     }
 
+    /// It goes on to the stack as `expected`, and egress is told to exchange its source.
+    #[track_caller]
+    pub fn becomes_due(self, outcome: Outcome, expected: &Packet) {
+        assert_eq!(outcome.kind(), Kind::Translate, "{outcome:?} translates nothing");
+        self.compare(NEXT, &[outcome], tc_index::REQUEST_SNAT, &expected.bytes());
+    }
+
+    /// A request that was due goes on as it came, and no other hook looks at it again.
+    #[track_caller]
+    pub fn is_left_to_others(self) {
+        let sent = self.sent.clone();
+        self.compare(NEXT, &[], tc_index::REQUEST, &sent);
+    }
+
     /// It is sent past the stack as `expected`.
     #[track_caller]
     pub fn is_redirected(self, outcome: Outcome, expected: &Packet) {
@@ -171,6 +185,7 @@ impl<'a> Ran<'a> {
     fn told(&self, outcome: Outcome) -> u16 {
         match outcome {
             Outcome::FlowsFull if self.hook == Hook::Egress => tc_index::REPLY,
+            Outcome::Unmasqueraded => tc_index::NOT_OURS,
             Outcome::Reply | Outcome::ReplyHalfOpen | Outcome::ReplyReset => tc_index::REPLY,
             _ => tc_index::REQUEST,
         }

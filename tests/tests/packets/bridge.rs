@@ -3,7 +3,6 @@
 use fairlead_tests::packet::world::{self, BRIDGE, POD1, PORT1, PORT2, STRANGER_MAC};
 use fairlead_tests::packet::{Node, Packet, Wire};
 use proxy_common::Outcome;
-use proxy_common::abi;
 
 use crate::cases::{CLIENT_PORT, PORT, TARGET, Talk, at, by_now, out_of, web};
 
@@ -140,17 +139,6 @@ fn rule_74_a_pod_reaches_itself_through_its_service(wire: Wire) {
 fn a_device_without_an_address_cannot_turn_a_packet_round(wire: Wire) {
     let talk = Talk::to(wire, wire.at(world::pod1, TARGET));
     let mut node = Node::serving(&[&web(wire).here(talk.endpoint.ip())]);
-    node.maps.put_device(&abi::Device {
-        role: abi::Role::Pod as u8,
-        flags: 0,
-        mac: POD1.mac,
-        master: 0,
-        master_mac: [0; 6],
-        _pad: 0,
-        source_v4: proxy_common::Addr4::default(),
-        source_v6: proxy_common::Addr6::default(),
-        table: 0,
-        ifindex: POD1.ifindex,
-    });
+    node.without_sources(POD1);
     node.arrives(POD1, &talk.opening()).is_dropped(Outcome::DropNoRoute);
 }

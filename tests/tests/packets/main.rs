@@ -59,6 +59,8 @@ mod headers;
 #[cfg(test)]
 mod limits;
 #[cfg(test)]
+mod masquerade;
+#[cfg(test)]
 mod node;
 #[cfg(test)]
 mod outcomes;

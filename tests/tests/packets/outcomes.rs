@@ -4,7 +4,7 @@ use fairlead_tests::packet::{Wire, seen_outcomes};
 use proxy_agent::model::IpFamily;
 use proxy_common::Outcome;
 
-use crate::{bridge, flows, headers, limits, node, policy, reject, tuples};
+use crate::{bridge, flows, headers, limits, masquerade, node, policy, reject, tuples};
 
 /// A test that shows this outcome. A new outcome does not compile before it has one.
 fn shown_by(outcome: Outcome) -> fn() {
@@ -21,6 +21,13 @@ fn shown_by(outcome: Outcome) -> fn() {
         Outcome::RequestHalfOpen => || flows::a_second_packet_before_the_reply_goes_to_the_same_endpoint(Wire::TCP_V4),
         Outcome::ReplyReset => || flows::a_reset_from_the_endpoint_does_not_confirm_a_flow(IpFamily::V4),
         Outcome::DirectRewritten => || tuples::a_direct_packet_on_a_services_tuple_gets_another_port(Wire::TCP_V4),
+        Outcome::Masqueraded | Outcome::Unmasqueraded => {
+            || masquerade::rule_68_a_node_port_masquerades_a_client_outside(Wire::TCP_V4)
+        }
+        Outcome::DropNoSourcePort => {
+            || masquerade::when_every_port_is_taken_the_packet_is_dropped_and_others_live(Wire::TCP_V4)
+        }
+        Outcome::DropSourceRange | Outcome::DropUnallocated => todo!(),
         Outcome::RejectNoEndpoint => || reject::rule_54_a_syn_without_any_endpoint_is_reset(IpFamily::V4),
         Outcome::RejectUnknownPort => || reject::rule_66_an_unknown_port_of_a_cluster_ip_is_refused(IpFamily::V4),
         Outcome::RejectNoFlow => || reject::a_segment_in_mid_stream_without_a_flow_is_reset(IpFamily::V4),

@@ -1,0 +1,62 @@
+//! `sessionAffinity: ClientIP`: a client keeps the endpoint that it was given, for a time that each of its new
+//! connections begins anew (rules 78–84).
+
+use proxy_common::Outcome;
+use proxy_common::abi::{Affinity, AffinityKey, Flow, FlowKey};
+
+use crate::clock::{now_secs, secs_since};
+use crate::maps::{self, Maps};
+
+/// Slots that are searched for an endpoint whose place in the run has changed; beyond, the client gets another one.
+const SEARCHED: u32 = 1_024;
+
+/// The endpoint that the client has. `RequestNew`: its place in the run stands in `found.ifindex`; `NotOurs`: none, or none
+/// that the run offers (rule 80).
+#[inline(always)]
+fn recall<F: Maps>(key: &FlowKey<F>, found: &mut Flow<F>, base: u32, len: u32, timeout_secs: u32) -> Outcome {
+    let client = AffinityKey { client: key.src, port_id: found.port_id };
+    let Some(held) = F::affinities().get_ptr(&client) else { return Outcome::NotOurs };
+    // SAFETY: the map's element, copied out once; a torn value names an endpoint that the slot contradicts.
+    let Affinity { endpoint_id, endpoint_gen, index, last_new_secs } = unsafe { *held };
+    if secs_since(last_new_secs) >= timeout_secs || maps::generation(endpoint_id) != Some(endpoint_gen) {
+        return Outcome::NotOurs;
+    }
+    if index < len && holds::<F>(base.wrapping_add(index), endpoint_id) {
+        found.ifindex = index;
+        return Outcome::RequestNew;
+    }
+    for index in 0..SEARCHED {
+        if index >= len {
+            break;
+        }
+        if holds::<F>(base.wrapping_add(index), endpoint_id) {
+            found.ifindex = index;
+            return Outcome::RequestNew;
+        }
+    }
+    Outcome::NotOurs
+}
+
+/// True if this slot is the endpoint's.
+#[inline(always)]
+fn holds<F: Maps>(index: u32, endpoint_id: u32) -> bool {
+    // SAFETY: the map's element; one word is read.
+    F::slots()
+        .get_ptr(index)
+        .is_some_and(|slot| unsafe { (&raw const (*slot).endpoint_id).read_volatile() } == endpoint_id)
+}
+
+/// A new connection of the client has this endpoint.
+#[inline(never)]
+pub(crate) fn note<F: Maps>(key: &FlowKey<F>, found: &Flow<F>, index: u32) {
+    let client = AffinityKey { client: key.src, port_id: found.port_id };
+    let value =
+        Affinity { endpoint_id: found.endpoint_id, endpoint_gen: found.endpoint_gen, index, last_new_secs: now_secs() };
+    // An LRU map takes the place of its oldest entry; if it cannot, this client is balanced once more.
+    if F::affinities().insert(&client, &value, maps::ANY).is_err() {}
+}
+
+subprograms! {
+    /// [`recall`] of a family, as a global subprogram.
+    Recall: Maps => recall(; base: u32, len: u32, timeout_secs: u32) as recall_v4, recall_v6
+}

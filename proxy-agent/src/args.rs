@@ -205,6 +205,12 @@ pub struct SizeArgs {
     /// Addresses of this node, per family
     #[arg(long, value_name = "N", default_value_t = sizes::NODE_ADDRS)]
     pub max_node_addrs: u32,
+    /// Clients of Services with session affinity, per Service port and family; the oldest give way
+    #[arg(long, value_name = "N", default_value_t = sizes::AFFINITY)]
+    pub max_affinity: u32,
+    /// Source ranges of load balancers, per Service port and family
+    #[arg(long, value_name = "N", default_value_t = sizes::SRC_RANGES)]
+    pub max_source_ranges: u32,
     /// Devices that carry programs
     #[arg(long, value_name = "N", default_value_t = sizes::DEVICES)]
     pub max_devices: u32,

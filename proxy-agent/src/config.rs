@@ -129,6 +129,10 @@ pub struct Sizes {
     pub half_open: u32,
     /// `NODE_ADDRS_V4/6`.
     pub node_addrs: u32,
+    /// `AFFINITY_V4/6`.
+    pub affinity: u32,
+    /// `SRC_RANGES_V4/6`.
+    pub source_ranges: u32,
     /// `DEVICES`.
     pub devices: u32,
 }
@@ -151,6 +155,8 @@ impl Sizes {
             flows: check("max-flows", args.max_flows)?,
             half_open: check("max-half-open-flows", args.max_half_open_flows)?,
             node_addrs: check("max-node-addrs", args.max_node_addrs)?,
+            affinity: check("max-affinity", args.max_affinity)?,
+            source_ranges: check("max-source-ranges", args.max_source_ranges)?,
             devices: check("max-devices", args.max_devices)?,
         })
     }

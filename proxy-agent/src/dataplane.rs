@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use proxy_common::abi;
 
 use crate::model::{Families, IpFamily, ObjectName, PortKey, Protocol};
@@ -40,6 +41,10 @@ pub enum MapName {
     NodePorts,
     NodeAddrsV4,
     NodeAddrsV6,
+    SrcRangesV4,
+    SrcRangesV6,
+    SvcCidrsV4,
+    SvcCidrsV6,
 }
 
 impl MapName {
@@ -59,6 +64,10 @@ impl MapName {
             Self::NodePorts => "NODE_PORTS",
             Self::NodeAddrsV4 => "NODE_ADDRS_V4",
             Self::NodeAddrsV6 => "NODE_ADDRS_V6",
+            Self::SrcRangesV4 => "SRC_RANGES_V4",
+            Self::SrcRangesV6 => "SRC_RANGES_V6",
+            Self::SvcCidrsV4 => "SVC_CIDRS_V4",
+            Self::SvcCidrsV6 => "SVC_CIDRS_V6",
         }
     }
 
@@ -71,15 +80,18 @@ impl MapName {
             Self::SlotsV4 | Self::SlotsV6 => Some("--max-slots"),
             Self::Live => Some("--max-endpoints"),
             Self::NodeAddrsV4 | Self::NodeAddrsV6 => Some("--max-node-addrs"),
-            Self::Filter | Self::NodePorts => None,
+            Self::SrcRangesV4 | Self::SrcRangesV6 => Some("--max-source-ranges"),
+            Self::Filter | Self::NodePorts | Self::SvcCidrsV4 | Self::SvcCidrsV6 => None,
         }
     }
 
     /// The families whose packets it is read for.
     pub const fn families(self) -> Families {
         match self {
-            Self::ServicesV4 | Self::ClusterIpsV4 | Self::SlotsV4 | Self::NodeAddrsV4 => Families::one(IpFamily::V4),
-            Self::ServicesV6 | Self::ClusterIpsV6 | Self::SlotsV6 | Self::NodeAddrsV6 => Families::one(IpFamily::V6),
+            Self::ServicesV4 | Self::ClusterIpsV4 | Self::SlotsV4 => Families::one(IpFamily::V4),
+            Self::NodeAddrsV4 | Self::SrcRangesV4 | Self::SvcCidrsV4 => Families::one(IpFamily::V4),
+            Self::ServicesV6 | Self::ClusterIpsV6 | Self::SlotsV6 => Families::one(IpFamily::V6),
+            Self::NodeAddrsV6 | Self::SrcRangesV6 | Self::SvcCidrsV6 => Families::one(IpFamily::V6),
             Self::Ports | Self::Live | Self::Names | Self::Filter | Self::NodePorts => Families::BOTH,
         }
     }
@@ -113,6 +125,22 @@ impl MapName {
         match family {
             IpFamily::V4 => Self::NodeAddrsV4,
             IpFamily::V6 => Self::NodeAddrsV6,
+        }
+    }
+
+    /// `SRC_RANGES_V4` or `SRC_RANGES_V6`.
+    pub const fn source_ranges(family: IpFamily) -> Self {
+        match family {
+            IpFamily::V4 => Self::SrcRangesV4,
+            IpFamily::V6 => Self::SrcRangesV6,
+        }
+    }
+
+    /// `SVC_CIDRS_V4` or `SVC_CIDRS_V6`.
+    pub const fn service_cidrs(family: IpFamily) -> Self {
+        match family {
+            IpFamily::V4 => Self::SvcCidrsV4,
+            IpFamily::V6 => Self::SvcCidrsV6,
         }
     }
 }
@@ -321,6 +349,30 @@ pub enum MapOp {
         /// Key.
         addr: IpAddr,
     },
+    /// Adds a key to `SRC_RANGES_V4/6`.
+    PutSourceRange {
+        /// First part of the key.
+        port_id: u32,
+        /// The rest.
+        net: IpNet,
+    },
+    /// Removes a key of `SRC_RANGES_V4/6`.
+    DeleteSourceRange {
+        /// First part of the key.
+        port_id: u32,
+        /// The rest.
+        net: IpNet,
+    },
+    /// Adds a key to `SVC_CIDRS_V4/6`.
+    PutServiceCidr {
+        /// Key.
+        net: IpNet,
+    },
+    /// Removes a key of `SVC_CIDRS_V4/6`.
+    DeleteServiceCidr {
+        /// Key.
+        net: IpNet,
+    },
 }
 
 impl MapOp {
@@ -336,7 +388,19 @@ impl MapOp {
             Self::StoreNodePorts { .. } => MapName::NodePorts,
             Self::StoreFilter { .. } => MapName::Filter,
             Self::PutNodeAddr { addr, .. } | Self::DeleteNodeAddr { addr } => MapName::node_addrs(IpFamily::of(addr)),
+            Self::PutSourceRange { net, .. } | Self::DeleteSourceRange { net, .. } => {
+                MapName::source_ranges(family_of(net))
+            }
+            Self::PutServiceCidr { net } | Self::DeleteServiceCidr { net } => MapName::service_cidrs(family_of(net)),
         }
+    }
+}
+
+/// The family of a network. `IpNet::addr` is no constant function.
+const fn family_of(net: &IpNet) -> IpFamily {
+    match net {
+        IpNet::V4(_) => IpFamily::V4,
+        IpNet::V6(_) => IpFamily::V6,
     }
 }
 
@@ -347,6 +411,8 @@ pub enum Subject {
     Service(ObjectName),
     /// The node's own addresses.
     Node,
+    /// The networks that ClusterIPs come from.
+    ServiceCidrs,
     /// What an earlier agent left behind and nobody claims.
     Leftovers,
 }
@@ -356,7 +422,7 @@ impl Subject {
     pub fn into_service(self) -> Option<ObjectName> {
         match self {
             Self::Service(name) => Some(name),
-            Self::Node | Self::Leftovers => None,
+            Self::Node | Self::ServiceCidrs | Self::Leftovers => None,
         }
     }
 }
@@ -366,6 +432,7 @@ impl fmt::Display for Subject {
         match self {
             Self::Service(name) => write!(f, "Service {name}"),
             Self::Node => f.write_str("node addresses"),
+            Self::ServiceCidrs => f.write_str("ServiceCIDRs"),
             Self::Leftovers => f.write_str("leftovers"),
         }
     }
@@ -437,6 +504,8 @@ pub struct Capacities {
     pub live: u32,
     /// `NODE_ADDRS_V4`, `NODE_ADDRS_V6`, each.
     pub node_addrs: u32,
+    /// `SRC_RANGES_V4`, `SRC_RANGES_V6`, each.
+    pub source_ranges: u32,
     /// False where the kernel has no IPv6, so that there are no maps for it (rule 97).
     pub ipv6: bool,
 }
@@ -451,6 +520,7 @@ impl Default for Capacities {
             slots: sizes::SLOTS,
             live: sizes::LIVE,
             node_addrs: sizes::NODE_ADDRS,
+            source_ranges: sizes::SRC_RANGES,
             ipv6: true,
         }
     }
@@ -468,6 +538,8 @@ impl Capacities {
             MapName::Filter => abi::filter::WORDS,
             MapName::NodePorts => abi::sizes::NODE_PORTS,
             MapName::NodeAddrsV4 | MapName::NodeAddrsV6 => self.node_addrs,
+            MapName::SrcRangesV4 | MapName::SrcRangesV6 => self.source_ranges,
+            MapName::SvcCidrsV4 | MapName::SvcCidrsV6 => abi::sizes::SVC_CIDRS,
         }
     }
 }
@@ -510,6 +582,10 @@ pub struct Snapshot {
     pub filter: BTreeMap<u32, u64>,
     /// `NODE_ADDRS_V4/6`.
     pub node_addrs: BTreeMap<IpAddr, u32>,
+    /// `SRC_RANGES_V4/6`.
+    pub source_ranges: BTreeSet<(u32, IpNet)>,
+    /// `SVC_CIDRS_V4/6`.
+    pub service_cidrs: BTreeSet<IpNet>,
 }
 
 impl Snapshot {

@@ -10,7 +10,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use proxy_common::abi::{self, filter};
+use ipnet::IpNet;
+use proxy_common::abi::{self, Class, filter};
 
 use crate::dataplane::{Capacities, Change, DataplaneError, Free, MapName, MapOp, PortWord, Subject, Tuple};
 use crate::model::{IpFamily, ObjectName, PortKey};
@@ -68,8 +69,11 @@ pub struct Ledger {
     node_addrs: BTreeMap<IpAddr, u32>,
     /// When ports come to rest after a change of their runs. A port may stand here too early, never too late.
     deadlines: BTreeSet<(Duration, PortKey)>,
+    service_cidrs: BTreeSet<IpNet>,
     /// Ports that an earlier agent left beside another id for the same port.
     stale_ports: Vec<(u32, abi::Port)>,
+    /// Source ranges that it left for no port.
+    stale_ranges: BTreeSet<(u32, IpNet)>,
 }
 
 impl Ledger {
@@ -134,6 +138,17 @@ impl Ledger {
         batch.into_change(Subject::Node, &self.filter)
     }
 
+    /// The writes that bring the networks of ClusterIPs to what is wanted.
+    pub fn change_service_cidrs(&self, wanted: &BTreeSet<IpNet>) -> Change {
+        let mut batch = Batch::default();
+        let known = |net: &&IpNet| self.capacities.ipv6 || matches!(net, IpNet::V4(_));
+        let added = wanted.iter().filter(known).filter(|net| !self.service_cidrs.contains(net));
+        batch.visible.extend(added.map(|net| MapOp::PutServiceCidr { net: *net }));
+        let gone = self.service_cidrs.difference(wanted);
+        batch.removals.extend(gone.map(|net| MapOp::DeleteServiceCidr { net: *net }));
+        batch.into_change(Subject::ServiceCidrs, &self.filter)
+    }
+
     /// What an earlier agent left behind and no Service claimed by the time every Service was planned.
     pub fn leftovers(&mut self) -> Change {
         let mut change = Change::new(Subject::Leftovers);
@@ -155,6 +170,8 @@ impl Ledger {
                 change.commit.push(MapOp::StoreLive { endpoint_id: id as u32, generation });
             }
         }
+        let ranges = self.stale_ranges.iter();
+        change.commit.extend(ranges.map(|(port_id, net)| MapOp::DeleteSourceRange { port_id: *port_id, net: *net }));
         for (id, words) in &self.stale_ports {
             for word in PortWord::ALL.into_iter().filter(|word| word.get(words) != 0) {
                 change.commit.push(MapOp::StorePort { port_id: *id, word, value: 0 });
@@ -213,6 +230,9 @@ impl Ledger {
             uses.push((MapName::services(family), count(&mut self.tuples.keys().map(|tuple| tuple.addr))));
             uses.push((MapName::cluster_ips(family), count(&mut self.cluster_ips.iter().copied())));
             uses.push((MapName::node_addrs(family), count(&mut self.node_addrs.keys().copied())));
+            let ranges = self.ports.values().filter(|held| held.family == family);
+            uses.push((MapName::source_ranges(family), ranges.map(|held| held.source_ranges.len() as u64).sum()));
+            uses.push((MapName::service_cidrs(family), count(&mut self.service_cidrs.iter().map(IpNet::addr))));
         }
         uses
     }
@@ -227,7 +247,7 @@ impl Ledger {
         let name = match &change.subject {
             Subject::Service(name) => name,
             Subject::Leftovers => return self.stale_ports.clear(),
-            Subject::Node => return,
+            Subject::Node | Subject::ServiceCidrs => return,
         };
         let Some(held) = self.services.get_mut(name) else { return };
         for key in &held.ports {
@@ -309,7 +329,9 @@ impl Ledger {
             }
         }
         for (tuple, class) in &plan.addresses {
-            let service = abi::Service::new(id, *class);
+            let guarded = *class == Class::LoadBalancer && !plan.source_ranges.is_empty();
+            let flags = if guarded { abi::Service::SOURCE_RANGES } else { 0 };
+            let service = abi::Service { flags, ..abi::Service::new(id, *class) };
             if !tuple.addr.is_unspecified() {
                 batch.filter(tuple.addr, filter::SERVICE);
             }

@@ -212,6 +212,9 @@ impl Index {
             Event::NodeAddrs(addrs) => {
                 changed.node = self.node_addrs.as_ref() != Some(&addrs);
                 changed.families = if changed.node { Families::BOTH } else { Families::NONE };
+                if changed.node {
+                    self.follow_own_addresses(&mut changed);
+                }
                 self.node_addrs = Some(addrs);
             }
         }
@@ -240,14 +243,32 @@ impl Index {
         match object {
             Object::Service(service) => self.put_service(service, changed),
             Object::Slice(slice) => self.put_slice(slice, changed),
-            Object::Node(node) => {
-                changed.node |= self.node.as_ref() != Some(&node);
-                if changed.node {
-                    changed.families = Families::BOTH;
-                }
-                self.node = Some(node);
-            }
+            Object::Node(node) => self.put_node(node, changed),
         }
+    }
+
+    fn put_node(&mut self, node: Node, changed: &mut Changed) {
+        let known = self.node.as_ref();
+        if known == Some(&node) {
+            return;
+        }
+        changed.node = true;
+        changed.families = Families::BOTH;
+        if known.and_then(|known| known.zone.as_deref()) != node.zone.as_deref() {
+            // Seldom, so nobody keeps a list of them (rule 60).
+            let hinted = self.slices.values().filter(|slice| !slice.zone_hints.is_empty());
+            changed.services.extend(hinted.map(|slice| slice.service.clone()));
+        }
+        if known.map(|known| &known.addresses) != Some(&node.addresses) {
+            self.follow_own_addresses(changed);
+        }
+        self.node = Some(node);
+    }
+
+    /// Source ranges may hold the node's own addresses, or no longer (rule 21).
+    fn follow_own_addresses(&self, changed: &mut Changed) {
+        let guarded = self.services.values().filter(|service| !service.source_ranges_asked.is_empty());
+        changed.services.extend(guarded.map(|service| service.name.clone()));
     }
 
     fn put_service(&mut self, service: Service, changed: &mut Changed) {

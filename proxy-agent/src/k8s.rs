@@ -5,6 +5,8 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
+use ipnet::IpNet;
+
 mod client;
 pub mod endpoint_slice;
 pub mod endpoints;
@@ -95,6 +97,26 @@ pub fn parse_usable_address(text: &str) -> Result<IpAddr, AddressError> {
     Err(AddressError::Unusable { addr, what })
 }
 
+/// Text that is no network.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no network; write it like 192.0.2.0/24 or 2001:db8::/32")]
+pub struct NetworkError(String);
+
+/// Reads a network as Kubernetes does: leading zeros are decimal, and bits behind the prefix do not count (rule 41).
+pub fn parse_network(text: &str) -> Result<IpNet, NetworkError> {
+    let bad = || NetworkError(text.to_owned());
+    let (addr, prefix) = text.split_once('/').ok_or_else(bad)?;
+    let mapped = addr.contains(':');
+    let addr = parse_address(addr).map_err(|_| bad())?;
+    // A network of IPv4 written as one of IPv6 belongs to neither family.
+    let digits = !prefix.is_empty() && prefix.bytes().all(|b| b.is_ascii_digit());
+    if !digits || (mapped && addr.is_ipv4()) {
+        return Err(bad());
+    }
+    let prefix = prefix.parse().map_err(|_| bad())?;
+    Ok(IpNet::new(addr, prefix).map_err(|_| bad())?.trunc())
+}
+
 fn with_leading_zeros(text: &str) -> Option<IpAddr> {
     let mut octets = [0; 4];
     let mut parts = text.split('.');
@@ -135,6 +157,24 @@ mod tests {
             ("::ffff:10.0.0.1", "10.0.0.1"),
         ] {
             assert_eq!(parse_address(text).map(|a| a.to_string()).as_deref(), Ok(addr), "{text}");
+        }
+    }
+
+    #[test]
+    fn rule_41_networks_are_read_as_sloppily() {
+        for (text, net) in [
+            ("203.0.113.0/25", "203.0.113.0/25"),
+            ("203.0.113.9/25", "203.0.113.0/25"),
+            ("010.00.000.001/08", "10.0.0.0/8"),
+            ("0.0.0.0/0", "0.0.0.0/0"),
+            ("2001:DB8::1/32", "2001:db8::/32"),
+        ] {
+            assert_eq!(parse_network(text).map(|n| n.to_string()).as_deref(), Ok(net), "{text}");
+        }
+        for text in
+            ["", "10.0.0.0", "10.0.0.0/", "10.0.0.0/33", "10.0.0.0/+8", "10.0.0.0/8/8", "x/8", "::ffff:10.0.0.0/104"]
+        {
+            assert_eq!(parse_network(text), Err(NetworkError(text.to_owned())), "{text}");
         }
     }
 

@@ -7,7 +7,7 @@ mod name;
 mod node;
 mod service;
 
-pub use endpoint::{Endpoint, EndpointSlice, SlicePort, Trigger};
+pub use endpoint::{Endpoint, EndpointSlice, Hint, SlicePort, Trigger};
 pub use name::{Families, IpFamily, NameError, ObjectName, PortKey, Protocol};
 pub use node::Node;
 pub use service::{Service, ServicePort, ServiceType};

@@ -6,17 +6,19 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use proxy_common::abi::{Class, Policy, RunVerdict};
 
 use crate::dataplane::{Slot, Tuple};
 use crate::index::{Claim, Index};
-use crate::model::{EndpointSlice, IpFamily, ObjectName, PortKey, Protocol, Service, ServicePort};
+use crate::model::{EndpointSlice, IpFamily, ObjectName, PortKey, Service, ServicePort};
 
 pub mod addresses;
 pub mod endpoints;
 pub mod health;
 pub mod ids;
 pub mod node_ports;
+pub mod source_ranges;
 
 /// An endpoint of a run, as its slot will hold it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,6 +49,10 @@ pub struct PortPlan {
     pub addresses: Vec<(Tuple, Class)>,
     /// `INTERNAL_LOCAL` and `EXTERNAL_LOCAL` of `abi::Policy`.
     pub policy: u32,
+    /// Timeout of `sessionAffinity: ClientIP`; 0 without (rule 22).
+    pub affinity_secs: u32,
+    /// Who may use its load balancer's addresses (rule 21); everybody, if there is none. Sorted, each once.
+    pub source_ranges: Vec<IpNet>,
     /// The endpoints of a Cluster policy.
     pub cluster: RunPlan,
     /// The endpoints of a Local policy.
@@ -75,21 +81,9 @@ impl Desired {
     }
 }
 
-/// Something that a Service asks for and Fairlead does not do, or not for this Service.
+/// Something that a Service asks for and does not get.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Unserved {
-    /// A NodePort with `externalTrafficPolicy: Cluster` needs masquerade.
-    NodePort(Protocol, u16),
-    /// An address of `spec.externalIPs`.
-    ExternalIp(IpAddr),
-    /// An address of `status.loadBalancer`.
-    LoadBalancerIp(IpAddr),
-    /// `sessionAffinity: ClientIP`: connections are balanced one by one.
-    SessionAffinity,
-    /// Endpoints carry topology hints, which are not followed.
-    TopologyHints,
-    /// A port of a protocol that is not balanced.
-    Protocol(Protocol, u16),
     /// The ClusterIP is another Service's too, which came first.
     SharedClusterIp(IpAddr, ObjectName),
     /// Address, port and protocol are another Service's, which came first (rule 32).
@@ -99,19 +93,6 @@ pub enum Unserved {
 impl fmt::Display for Unserved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NodePort(protocol, port) => {
-                write!(
-                    f,
-                    "NodePort {port}/{protocol}: not served with externalTrafficPolicy Cluster yet, only with Local"
-                )
-            }
-            Self::ExternalIp(addr) => write!(f, "external IP {addr}: not served yet"),
-            Self::LoadBalancerIp(addr) => write!(f, "LoadBalancer IP {addr}: not served yet"),
-            Self::SessionAffinity => {
-                f.write_str("sessionAffinity ClientIP: not kept yet, connections are balanced one by one")
-            }
-            Self::TopologyHints => f.write_str("topology hints: not followed yet, every ready endpoint is used"),
-            Self::Protocol(protocol, port) => write!(f, "port {port}/{protocol}: {protocol} is not balanced yet"),
             Self::SharedClusterIp(addr, owner) => {
                 write!(
                     f,
@@ -136,22 +117,23 @@ pub fn desired(index: &Index, name: &ObjectName, ipv6: bool) -> Desired {
         if let Some(owner) = other_owner(index, &Claim::ClusterIp(cluster_ip), name) {
             unserved.insert(Unserved::SharedClusterIp(cluster_ip, owner.clone()));
         }
-        let slices = index.slices(name, family);
-        if slices.iter().any(|slice| slice.endpoints.iter().any(|endpoint| endpoint.hinted)) {
-            unserved.insert(Unserved::TopologyHints);
-        }
-        for port in service.ports.iter().filter(|port| addresses::served(port.protocol)) {
+        let here = Here {
+            slices: index.slices(name, family),
+            zone: index.node().and_then(|node| node.zone.as_deref()),
+            source_ranges: source_ranges::of(index, service, family),
+        };
+        for port in &service.ports {
             let (mine, taken) = addresses::of(service, port, family)
+                .into_iter()
                 .partition::<Vec<_>, _>(|(tuple, _)| other_owner(index, &Claim::Tuple(*tuple), name).is_none());
             unserved.extend(taken.into_iter().filter_map(|(tuple, _)| {
                 Some(Unserved::Taken(tuple, other_owner(index, &Claim::Tuple(tuple), name)?.clone()))
             }));
             if !mine.is_empty() {
-                plan.ports.push(plan_port(service, port, family, mine, &slices));
+                plan.ports.push(plan_port(service, port, family, mine, &here));
             }
         }
     }
-    unserved.extend(addresses::unserved(service));
     plan.unserved = unserved.into_iter().collect();
     plan
 }
@@ -160,14 +142,21 @@ fn other_owner<'a>(index: &'a Index, claim: &Claim, name: &ObjectName) -> Option
     index.owner(claim).filter(|owner| *owner != name)
 }
 
+/// What all ports of a Service have in common in one family.
+struct Here<'a> {
+    slices: Vec<&'a EndpointSlice>,
+    zone: Option<&'a str>,
+    source_ranges: Vec<IpNet>,
+}
+
 fn plan_port(
     service: &Service,
     port: &ServicePort,
     family: IpFamily,
     addresses: Vec<(Tuple, Class)>,
-    slices: &[&EndpointSlice],
+    here: &Here<'_>,
 ) -> PortPlan {
-    let candidates = endpoints::gather(slices, &port.name, port.protocol);
+    let candidates = endpoints::gather(&here.slices, &port.name, port.protocol, here.zone);
     let categories = endpoints::categorize(&candidates);
     let mut policy = 0;
     if service.internal_local {
@@ -178,10 +167,13 @@ fn plan_port(
     }
     let key = PortKey { service: service.name.clone(), port: port.name.clone(), protocol: port.protocol, family };
     let without_local = if categories.any { RunVerdict::Drop } else { RunVerdict::Reject };
+    let guarded = addresses.iter().any(|(_, class)| *class == Class::LoadBalancer);
     PortPlan {
         key,
         addresses,
         policy,
+        affinity_secs: service.affinity_secs.unwrap_or(0),
+        source_ranges: if guarded { here.source_ranges.clone() } else { Vec::new() },
         cluster: RunPlan { endpoints: chosen(&categories.cluster), verdict: RunVerdict::Reject },
         local: RunPlan { endpoints: chosen(&categories.local), verdict: without_local },
         serving: candidates.iter().filter(|c| c.serving).map(|c| (c.addr, c.port)).collect(),

@@ -155,7 +155,7 @@ impl Board {
     fn entry(&self, subject: &Subject) -> Option<Entry> {
         let service = match subject {
             Subject::Service(name) => Some(name.to_string()),
-            Subject::Node | Subject::Leftovers => None,
+            Subject::Node | Subject::ServiceCidrs | Subject::Leftovers => None,
         };
         let error = self.failures.get(subject).map(|failure| failure.message.clone());
         let unserved: Vec<_> = self.unserved.get(subject).into_iter().flatten().map(ToString::to_string).collect();
@@ -194,7 +194,7 @@ mod tests {
         assert!(board.take_news().0.is_empty(), "what is simply done is no news");
         board.failed(&subject, &full(), Duration::ZERO);
         board.failed(&subject, &full(), Duration::ZERO);
-        board.unserved(&subject, &[Unserved::SessionAffinity]);
+        board.unserved(&subject, &[Unserved::SharedClusterIp([10, 96, 0, 1].into(), ObjectName::new("a", "older"))]);
         let [(told, Some(entry))] = &board.take_news().0[..] else { panic!("one piece of news") };
         assert_eq!((told, std::slice::from_ref(entry)), (&subject, &board.entries()[..]));
         assert_eq!((entry.service.as_deref(), entry.error.as_deref()), (Some("a/b"), Some(&*full().to_string())));

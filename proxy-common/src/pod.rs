@@ -11,7 +11,7 @@ macro_rules! pod {
 
 pod! {
     Addr4, Addr6, abi::Service, abi::Port, abi::Run, abi::NodeAddr, abi::Live, abi::Device, abi::Config,
-    abi::config::RejectBucket, abi::PortStats, abi::Name,
+    abi::config::RejectBucket, abi::PortStats, abi::Name, abi::Affinity,
 }
 
 // SAFETY: as above; the family decides only how long the addresses are.
@@ -22,3 +22,7 @@ unsafe impl<F: Family> aya::Pod for abi::Slot<F> {}
 unsafe impl<F: Family> aya::Pod for abi::FlowKey<F> {}
 // SAFETY: as above.
 unsafe impl<F: Family> aya::Pod for abi::Flow<F> {}
+// SAFETY: as above.
+unsafe impl<F: Family> aya::Pod for abi::SourceRange<F> {}
+// SAFETY: as above.
+unsafe impl<F: Family> aya::Pod for abi::AffinityKey<F> {}

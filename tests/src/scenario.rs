@@ -246,7 +246,8 @@ fn set_capacities(capacities: &mut Capacities, list: &str) -> Result<()> {
             "ports" => &mut capacities.ports,
             "slots" => &mut capacities.slots,
             "endpoints" => &mut capacities.live,
-            _ => bail!("{map:?} is no map: services, cluster-ips, ports, slots, endpoints"),
+            "source-ranges" => &mut capacities.source_ranges,
+            _ => bail!("{map:?} is no map: services, cluster-ips, ports, slots, endpoints, source-ranges"),
         };
         *size = number.parse().with_context(|| format!("{number:?} is no number"))?;
     }

@@ -9,14 +9,17 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 
 use aya::Pod;
+use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{HashMap, IterableMap, Map, MapData};
-use proxy_common::abi::{Name, NodeAddr, Port, Service, ServiceKey};
+use ipnet::IpNet;
+use proxy_common::abi::{Name, NodeAddr, Port, Service, ServiceKey, SourceRange};
 use proxy_common::{Family, V4, V6};
 
 use self::grace::Grace as GracePeriod;
 use self::mmap::MappedArray;
 use self::value::{
-    Failure, describe, insert, is_full, live_generation, live_word, remove, slot_of, store_slot, tuple_of,
+    Failure, describe, insert, insert_network, is_full, live_generation, live_word, network_key, network_of, remove,
+    remove_network, slot_of, source_range_key, source_range_of, store_slot, tuple_of,
 };
 use super::pin::PinRoot;
 use super::{Capacities, Dataplane, DataplaneError, Grace, MapName, MapOp, PortWord, Slot, Snapshot, Tuple, sys};
@@ -30,6 +33,8 @@ where
     services: HashMap<MapData, ServiceKey<F>, Service>,
     cluster_ips: HashMap<MapData, F::Addr, u32>,
     node_addrs: HashMap<MapData, F::Addr, NodeAddr>,
+    source_ranges: LpmTrie<MapData, SourceRange<F>, u32>,
+    service_cidrs: LpmTrie<MapData, F::Addr, u32>,
     slots: MappedArray,
 }
 
@@ -53,7 +58,16 @@ where
         for_each(&self.node_addrs, (zero, NodeAddr { flags: 0 }), |addr, value| {
             out.node_addrs.insert((*addr).into(), value.flags);
         })
-        .map_err(|e| reading(MapName::node_addrs(family), e))
+        .map_err(|e| reading(MapName::node_addrs(family), e))?;
+        for entry in self.source_ranges.keys() {
+            let key = entry.map_err(|e| reading(MapName::source_ranges(family), io::Error::other(e)))?;
+            out.source_ranges.extend(source_range_of(&key));
+        }
+        for entry in self.service_cidrs.keys() {
+            let key = entry.map_err(|e| reading(MapName::service_cidrs(family), io::Error::other(e)))?;
+            out.service_cidrs.extend(network_of(key.data().into(), key.prefix_len()));
+        }
+        Ok(())
     }
 }
 
@@ -95,6 +109,11 @@ impl Opener<'_> {
         HashMap::try_from(Map::HashMap(data)).map_err(|e| DataplaneError::failed("open", map, e))
     }
 
+    fn trie<K: Pod>(&self, map: MapName) -> Result<LpmTrie<MapData, K, u32>, DataplaneError> {
+        let data = self.data(map)?;
+        LpmTrie::try_from(Map::LpmTrie(data)).map_err(|e| DataplaneError::failed("open", map, e))
+    }
+
     fn array(&self, map: MapName) -> Result<MappedArray, DataplaneError> {
         let data = self.data(map)?;
         MappedArray::new(&data, self.access == Access::Write).map_err(|e| DataplaneError::failed("open", map, e))
@@ -108,6 +127,8 @@ impl Opener<'_> {
             services: self.hash(MapName::services(family))?,
             cluster_ips: self.hash(MapName::cluster_ips(family))?,
             node_addrs: self.hash(MapName::node_addrs(family))?,
+            source_ranges: self.trie(MapName::source_ranges(family))?,
+            service_cidrs: self.trie(MapName::service_cidrs(family))?,
             slots: self.array(MapName::slots(family))?,
         })
     }
@@ -128,6 +149,7 @@ impl BpfDataplane {
             slots: entries(MapName::SlotsV4)?,
             live: entries(MapName::Live)?,
             node_addrs: entries(MapName::NodeAddrsV4)?,
+            source_ranges: entries(MapName::SrcRangesV4)?,
             // The loader makes the maps of a missing family as small as maps can be.
             ipv6: entries(MapName::SlotsV6)? > 1,
         };
@@ -200,6 +222,30 @@ impl BpfDataplane {
             }
             MapOp::DeleteNodeAddr { addr: IpAddr::V4(a) } => remove(&mut self.v4.node_addrs, &(*a).into()),
             MapOp::DeleteNodeAddr { addr: IpAddr::V6(a) } => remove(&mut self.v6.node_addrs, &(*a).into()),
+            MapOp::PutSourceRange { port_id, net: IpNet::V4(net) } => {
+                insert_network(&mut self.v4.source_ranges, &source_range_key(*port_id, net.addr(), net.prefix_len()))
+            }
+            MapOp::PutSourceRange { port_id, net: IpNet::V6(net) } => {
+                insert_network(&mut self.v6.source_ranges, &source_range_key(*port_id, net.addr(), net.prefix_len()))
+            }
+            MapOp::DeleteSourceRange { port_id, net: IpNet::V4(net) } => {
+                remove_network(&mut self.v4.source_ranges, &source_range_key(*port_id, net.addr(), net.prefix_len()))
+            }
+            MapOp::DeleteSourceRange { port_id, net: IpNet::V6(net) } => {
+                remove_network(&mut self.v6.source_ranges, &source_range_key(*port_id, net.addr(), net.prefix_len()))
+            }
+            MapOp::PutServiceCidr { net: IpNet::V4(net) } => {
+                insert_network(&mut self.v4.service_cidrs, &network_key(net.addr(), net.prefix_len()))
+            }
+            MapOp::PutServiceCidr { net: IpNet::V6(net) } => {
+                insert_network(&mut self.v6.service_cidrs, &network_key(net.addr(), net.prefix_len()))
+            }
+            MapOp::DeleteServiceCidr { net: IpNet::V4(net) } => {
+                remove_network(&mut self.v4.service_cidrs, &network_key(net.addr(), net.prefix_len()))
+            }
+            MapOp::DeleteServiceCidr { net: IpNet::V6(net) } => {
+                remove_network(&mut self.v6.service_cidrs, &network_key(net.addr(), net.prefix_len()))
+            }
         }
     }
 

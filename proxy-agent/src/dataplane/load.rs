@@ -158,6 +158,8 @@ impl Sizes {
             "FLOWS" => self.flows,
             "NEW" => self.half_open,
             "NODE_ADDRS" => self.node_addrs,
+            "AFFINITY" => self.affinity,
+            "SRC_RANGES" => self.source_ranges,
             "DEVICES" => self.devices,
             _ => return None,
         };
@@ -267,6 +269,8 @@ const TINY: Sizes = Sizes {
     flows: 1,
     half_open: 1,
     node_addrs: 1,
+    affinity: 1,
+    source_ranges: 1,
     devices: 1,
 };
 
@@ -405,7 +409,7 @@ mod tests {
     #[test]
     fn every_size_reaches_its_maps() {
         let shapes = sized_shapes(&TINY, true).unwrap();
-        let fixed = ["CONFIG", "FILTER", "NODE_PORTS", "PROGRAMS", "STATS", "REJECTS"];
+        let fixed = ["CONFIG", "FILTER", "NODE_PORTS", "PROGRAMS", "STATS", "REJECTS", "SVC_CIDRS_V4", "SVC_CIDRS_V6"];
         for (name, shape) in shapes.iter().filter(|(name, _)| is_pinned(name) && !fixed.contains(&name.as_str())) {
             assert_eq!(shape.max_entries, 1, "{name} has no flag for its size");
         }

@@ -6,6 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ipnet::IpNet;
 use proxy_common::abi;
 
 use super::{Capacities, Dataplane, DataplaneError, Grace, MapOp, Slot, Snapshot};
@@ -118,6 +119,7 @@ impl Shared {
                 self.watching(before.into_iter().chain([service.port_id]), |maps| {
                     maps.services.insert(*tuple, *service);
                 });
+                self.check_guards(service.port_id);
             }
             MapOp::DeleteService { tuple } => {
                 let before = self.maps.services.get(tuple).map(|service| service.port_id);
@@ -166,6 +168,19 @@ impl Shared {
             MapOp::DeleteNodeAddr { addr } => {
                 self.maps.node_addrs.remove(addr);
             }
+            MapOp::PutSourceRange { port_id, net } => {
+                self.maps.source_ranges.insert((*port_id, *net));
+            }
+            MapOp::DeleteSourceRange { port_id, net } => {
+                self.maps.source_ranges.remove(&(*port_id, *net));
+                self.check_guards(*port_id);
+            }
+            MapOp::PutServiceCidr { net } => {
+                self.maps.service_cidrs.insert(*net);
+            }
+            MapOp::DeleteServiceCidr { net } => {
+                self.maps.service_cidrs.remove(net);
+            }
         }
         Ok(())
     }
@@ -185,6 +200,14 @@ impl Shared {
                 let used = maps.node_addrs.keys().filter(|held| IpFamily::of(held) == IpFamily::of(addr)).count();
                 (used, addr.to_string())
             }
+            MapOp::PutSourceRange { port_id, net } if !maps.source_ranges.contains(&(*port_id, *net)) => {
+                let of_family = |held: &&(u32, IpNet)| held.1.addr().is_ipv4() == net.addr().is_ipv4();
+                (maps.source_ranges.iter().filter(of_family).count(), net.to_string())
+            }
+            MapOp::PutServiceCidr { net } if !maps.service_cidrs.contains(net) => {
+                let of_family = |held: &&IpNet| held.addr().is_ipv4() == net.addr().is_ipv4();
+                (maps.service_cidrs.iter().filter(of_family).count(), net.to_string())
+            }
             MapOp::StorePort { port_id: index, .. } | MapOp::PutName { port_id: index, .. } => {
                 (*index as usize, format!("entry {index}"))
             }
@@ -196,6 +219,15 @@ impl Shared {
             return Ok(());
         }
         Err(DataplaneError::full(format!("add {key} to"), op.map(), &maps.capacities))
+    }
+
+    /// An address that asks for source ranges must find some, or it lets nobody in.
+    fn check_guards(&mut self, port_id: u32) {
+        let asks =
+            |service: &abi::Service| service.port_id == port_id && service.flags & abi::Service::SOURCE_RANGES != 0;
+        if self.maps.services.values().any(asks) && !self.maps.source_ranges.iter().any(|(id, _)| *id == port_id) {
+            self.violations.push(format!("port id {port_id} asks for source ranges and has none"));
+        }
     }
 
     /// Makes a change to what leads to these ports, or to their words, and notes which slots it puts out of reach: a

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-use proxy_common::abi::{NodeAddr, Policy, Port, Run, RunVerdict, filter};
+use proxy_common::abi::{Class, NodeAddr, Policy, Port, Run, RunVerdict, Service, filter};
 use proxy_common::{Addr4, Addr6};
 
 use super::{Slot, Snapshot, Tuple};
@@ -37,6 +37,14 @@ pub fn inconsistencies(maps: &Snapshot) -> Vec<String> {
         if !tuple.addr.is_unspecified() && !has_bit(maps, &tuple.addr, filter::SERVICE) {
             found.push(format!("FILTER does not know the Service address {}", tuple.addr));
         }
+    }
+    for (tuple, service) in maps.services.iter().filter(|(_, service)| service.flags & Service::SOURCE_RANGES != 0) {
+        if !maps.source_ranges.iter().any(|(id, _)| *id == service.port_id) {
+            found.push(format!("{tuple} asks for source ranges and has none"));
+        }
+    }
+    for (id, net) in maps.source_ranges.iter().filter(|(id, _)| !maps.names.contains_key(id)) {
+        found.push(format!("the source range {net} belongs to port id {id}, which has no name"));
     }
     for addr in &maps.cluster_ips {
         if !has_bit(maps, addr, filter::SERVICE) {
@@ -127,15 +135,26 @@ impl Renderer<'_> {
         let port = maps.ports.get(&id).copied().unwrap_or(Port::UNUSED);
         let name = if key.port.is_empty() { "(unnamed)" } else { &key.port };
         let ids = if self.options.ids { format!(" id {id}") } else { String::new() };
-        self.line(2, &format!("port {name} {} {}{ids}", key.protocol, key.family));
+        let affinity = match port.policy.affinity_secs() {
+            0 => String::new(),
+            secs => format!(", affinity {secs} s"),
+        };
+        self.line(2, &format!("port {name} {} {}{affinity}{ids}", key.protocol, key.family));
         for tuple in addresses {
             let what = if tuple.addr.is_unspecified() {
                 format!("NodePort {}", tuple.port)
             } else {
-                format!("address {}", std::net::SocketAddr::new(tuple.addr, tuple.port))
+                let class = maps.services.get(*tuple).map_or(0, |service| service.class);
+                format!("{} {}", class_name(class), std::net::SocketAddr::new(tuple.addr, tuple.port))
             };
             let runs = if self.takes_local(tuple, &port) { "local" } else { "cluster" };
-            self.line(4, &format!("{what} -> {runs}"));
+            let guarded = maps.services.get(*tuple).is_some_and(|service| service.flags & Service::SOURCE_RANGES != 0);
+            self.line(4, &format!("{what} -> {runs}{}", if guarded { ", from its source ranges only" } else { "" }));
+        }
+        let ranges = maps.source_ranges.iter().filter(|(of, _)| *of == id);
+        let ranges: Vec<_> = ranges.map(|(_, net)| net.to_string()).collect();
+        if !ranges.is_empty() {
+            self.line(4, &format!("source ranges: {}", ranges.join(", ")));
         }
         self.run(key, "cluster", port.cluster);
         self.run(key, "local", port.local);
@@ -145,11 +164,7 @@ impl Renderer<'_> {
 
     fn takes_local(&self, tuple: &Tuple, port: &Port) -> bool {
         let class = self.maps.services.get(tuple).map(|service| service.class);
-        let flag = if class == Some(proxy_common::abi::Class::ClusterIp as u8) {
-            Policy::INTERNAL_LOCAL
-        } else {
-            Policy::EXTERNAL_LOCAL
-        };
+        let flag = if class == Some(Class::ClusterIp as u8) { Policy::INTERNAL_LOCAL } else { Policy::EXTERNAL_LOCAL };
         port.policy.flags() & flag != 0
     }
 
@@ -200,7 +215,14 @@ impl Renderer<'_> {
         });
         let node_ports: Vec<_> = node_ports.collect();
         let node_addrs: Vec<_> = self.maps.node_addrs.iter().map(|(addr, flags)| node_addr(addr, *flags)).collect();
-        for (title, list) in [("ClusterIPs", cluster_ips), ("NodePorts", node_ports), ("node addresses", node_addrs)] {
+        let cidrs: Vec<_> = self.maps.service_cidrs.iter().map(ToString::to_string).collect();
+        let lists = [
+            ("ClusterIPs", cluster_ips),
+            ("ServiceCIDRs", cidrs),
+            ("NodePorts", node_ports),
+            ("node addresses", node_addrs),
+        ];
+        for (title, list) in lists {
             if !list.is_empty() {
                 self.line(0, &format!("{title}: {}", list.join(", ")));
             }
@@ -211,6 +233,14 @@ impl Renderer<'_> {
         for fault in inconsistencies(self.maps) {
             self.line(0, &format!("! {fault}"));
         }
+    }
+}
+
+const fn class_name(class: u8) -> &'static str {
+    match class {
+        c if c == Class::ExternalIp as u8 => "external IP",
+        c if c == Class::LoadBalancer as u8 => "load balancer",
+        _ => "address",
     }
 }
 

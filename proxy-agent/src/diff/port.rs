@@ -1,9 +1,10 @@
 //! What the kernel holds of one port: its words, its runs, its endpoints; and how a run moves.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use proxy_common::abi::{Policy, Port, Run, RunVerdict, filter};
 
 use super::QUIET;
@@ -210,6 +211,10 @@ pub(super) struct Held {
     pub(super) words: Port,
     /// The Service's policy, without the flags that come and go with its runs.
     pub(super) policy: u32,
+    /// The timeout beside it.
+    pub(super) affinity_secs: u32,
+    /// Its keys in `SRC_RANGES`.
+    pub(super) source_ranges: BTreeSet<IpNet>,
     /// Keys of `SERVICES` that may lead to it.
     pub(super) addresses: Vec<Tuple>,
     /// In order of address and port.
@@ -230,6 +235,8 @@ impl Held {
             named: false,
             words: Port::UNUSED,
             policy: 0,
+            affinity_secs: 0,
+            source_ranges: BTreeSet::new(),
             addresses: Vec::new(),
             endpoints: Vec::new(),
             cluster: Side::new(PortWord::Cluster, PortWord::ClusterSettled, Policy::CLUSTER_MOVED),
@@ -259,11 +266,21 @@ impl Held {
         let local = self.slots_for(&plan.local, means, batch)?;
         let run = self.local.turn(&mut want, local, plan.local.verdict, self.family, means, batch)?;
         self.put_slots(run, false, &plan.local.endpoints, batch);
-        self.policy = plan.policy;
+        (self.policy, self.affinity_secs) = (plan.policy, plan.affinity_secs);
         want.policy = self.policy_word();
         self.emit(&want, means.reachable, batch);
         self.part_with_endpoints(plan, means, batch);
+        self.change_source_ranges(&plan.source_ranges, batch);
         Ok(())
+    }
+
+    /// New ranges stand before an address asks for them, old ones go when none does any more.
+    fn change_source_ranges(&self, wanted: &[IpNet], batch: &mut Batch) {
+        let (port_id, held) = (self.id, &self.source_ranges);
+        let added = wanted.iter().filter(|net| !held.contains(net));
+        batch.hidden.extend(added.map(|net| MapOp::PutSourceRange { port_id, net: *net }));
+        let gone = held.iter().filter(|net| !wanted.contains(net));
+        batch.removals.extend(gone.map(|net| MapOp::DeleteSourceRange { port_id, net: *net }));
     }
 
     /// The writes that take it away. A flow that remembers the port finds its runs empty.
@@ -277,6 +294,7 @@ impl Held {
         let runs = self.cluster.runs().chain(self.local.runs());
         runs.for_each(|run| batch.retire_slots(self.family, run.base(), run.len()));
         self.parked.retire(self.family, batch);
+        self.change_source_ranges(&[], batch);
         batch.retire_port(self.id);
     }
 
@@ -345,7 +363,7 @@ impl Held {
 
     fn policy_word(&self) -> Policy {
         let sides = [&self.cluster, &self.local].into_iter().filter(|side| side.burst.is_some());
-        Policy::new(sides.fold(self.policy, |flags, side| flags | side.moved_flag), 0)
+        Policy::new(sides.fold(self.policy, |flags, side| flags | side.moved_flag), self.affinity_secs)
     }
 
     /// Ids for the endpoints of a run, new ones where needed.

@@ -51,6 +51,23 @@ impl Ledger {
             MapOp::DeleteNodeAddr { addr } => {
                 self.node_addrs.remove(addr);
             }
+            MapOp::PutSourceRange { port_id, net } => {
+                if let Some(held) = self.keys.get(port_id).and_then(|key| self.ports.get_mut(key)) {
+                    held.source_ranges.insert(*net);
+                }
+            }
+            MapOp::DeleteSourceRange { port_id, net } => {
+                if let Some(held) = self.keys.get(port_id).and_then(|key| self.ports.get_mut(key)) {
+                    held.source_ranges.remove(net);
+                }
+                self.stale_ranges.remove(&(*port_id, *net));
+            }
+            MapOp::PutServiceCidr { net } => {
+                self.service_cidrs.insert(*net);
+            }
+            MapOp::DeleteServiceCidr { net } => {
+                self.service_cidrs.remove(net);
+            }
             // Slots are known by the runs that name them; a name goes with its port id.
             MapOp::PutSlot { .. } | MapOp::DeleteName { .. } => {}
         }

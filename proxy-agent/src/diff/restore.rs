@@ -31,7 +31,9 @@ impl Ledger {
             filter: FilterBits::new(&maps.filter),
             node_addrs: maps.node_addrs.clone(),
             deadlines: BTreeSet::new(),
+            service_cidrs: maps.service_cidrs.clone(),
             stale_ports: Vec::new(),
+            stale_ranges: BTreeSet::new(),
         };
         if let Some(last) = maps.live.last_key_value().map(|(id, _)| *id as usize) {
             ledger.generations.resize(last + 1, 0);
@@ -60,6 +62,12 @@ impl Ledger {
                 held.installed = true;
             }
         }
+        for (id, net) in &maps.source_ranges {
+            match ledger.keys.get(id).and_then(|key| ledger.ports.get_mut(key)) {
+                Some(held) => held.source_ranges.insert(*net),
+                None => ledger.stale_ranges.insert((*id, *net)),
+            };
+        }
         if let Some(last) = maps.names.keys().next_back() {
             ledger.ids.ports.resume_after(*last);
         }
@@ -81,6 +89,7 @@ impl Ledger {
         held.named = true;
         held.words = maps.ports.get(&id).copied().unwrap_or(Port::UNUSED);
         let flags = held.words.policy.flags();
+        held.affinity_secs = held.words.policy.affinity_secs();
         held.policy = flags & !(Policy::CLUSTER_MOVED | Policy::LOCAL_MOVED);
         let words = held.words;
         let mut restored = Restored { ledger: self, maps, held: &mut held, taken: Vec::new() };

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::model::{Endpoint, Protocol, ServicePort, ServiceType, SlicePort, Trigger};
+use crate::model::{Endpoint, Hint, Protocol, ServicePort, ServiceType, SlicePort, Trigger};
 
 fn name(name: &str) -> ObjectName {
     ObjectName::new("ns", name)
@@ -23,13 +23,15 @@ fn service(of: &str, ip: u8) -> Object {
         affinity_secs: None,
         external_ips: Vec::new(),
         load_balancer_ips: Vec::new(),
+        source_ranges_asked: Vec::new(),
         health_check_node_port: 0,
     })
 }
 
 fn slice(of: &str, service: &str, last: u8) -> Object {
     let addr = [10, 0, 0, last].into();
-    let endpoint = Endpoint { addr, ready: true, serving: true, terminating: false, local: false, hinted: false };
+    let endpoint =
+        Endpoint { addr, ready: true, serving: true, terminating: false, local: false, for_node: Hint::None, zones: 0 };
     Object::Slice(EndpointSlice {
         name: name(of),
         service: name(service),
@@ -37,6 +39,7 @@ fn slice(of: &str, service: &str, last: u8) -> Object {
         legacy: false,
         ports: vec![SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 80 }],
         endpoints: vec![endpoint],
+        zone_hints: Vec::new(),
         trigger: Trigger::default(),
     })
 }
@@ -227,4 +230,41 @@ fn rule_116_a_slice_concerns_its_family_and_a_service_both() {
     assert_eq!(index.apply(Event::Delete(Kind::Service, name("a"))).families, both);
     assert_eq!(index.apply(Event::NodeAddrs(BTreeMap::new())).families, both);
     assert_eq!(index.apply(Event::NodeAddrs(BTreeMap::new())).families, Families::NONE);
+}
+
+fn node(zone: Option<&str>, ip: u8) -> Object {
+    Object::Node(Node {
+        name: ObjectName::new("", "node-a"),
+        addresses: vec![[192, 0, 2, ip].into()],
+        zone: zone.map(Into::into),
+        pod_cidrs: Vec::new(),
+        leaving: false,
+    })
+}
+
+#[test]
+fn rule_60_another_zone_concerns_the_services_with_hints() {
+    let mut index = Index::default();
+    let Object::Slice(mut hinted) = slice("a-1", "a", 1) else { panic!("a slice") };
+    hinted.zone_hints = vec![["z".into()].into()];
+    index.apply(Event::Apply(Object::Slice(hinted)));
+    index.apply(Event::Apply(slice("b-1", "b", 2)));
+    let change = index.apply(Event::Apply(node(Some("z"), 1)));
+    assert_eq!((change.services, change.node), (changed(&["a"]), true));
+    assert_eq!(index.apply(Event::Apply(node(Some("z"), 2))).services, changed(&[]), "only its address changed");
+    assert_eq!(index.apply(Event::Apply(node(None, 2))).services, changed(&["a"]));
+    assert!(index.apply(Event::Apply(node(None, 2))).is_empty());
+}
+
+#[test]
+fn rule_21_an_own_address_concerns_the_services_with_source_ranges() {
+    let mut index = Index::default();
+    let Object::Service(mut guarded) = service("a", 1) else { panic!("a Service") };
+    guarded.source_ranges_asked = vec!["192.0.2.0/24".parse().unwrap()];
+    index.apply(Event::Apply(Object::Service(guarded)));
+    index.apply(Event::Apply(service("b", 2)));
+    let addrs = BTreeMap::from([([192, 0, 2, 1].into(), 0)]);
+    assert_eq!(index.apply(Event::NodeAddrs(addrs.clone())).services, changed(&["a"]));
+    assert!(index.apply(Event::NodeAddrs(addrs)).is_empty());
+    assert_eq!(index.apply(Event::Apply(node(None, 1))).services, changed(&["a"]));
 }

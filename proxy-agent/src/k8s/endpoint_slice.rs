@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 
 use super::{Decoded, LAST_CHANGE_TRIGGER_TIME, Warning, check_port_name, labels, parse_port, parse_usable_address};
-use crate::model::{Endpoint, EndpointSlice, IpFamily, NameError, ObjectName, Protocol, SlicePort, Trigger};
+use crate::model::{Endpoint, EndpointSlice, Hint, IpFamily, NameError, ObjectName, Protocol, SlicePort, Trigger};
 
 /// Longest name of an EndpointSlice, a DNS subdomain.
 const MAX_NAME: usize = 253;
@@ -43,9 +43,13 @@ pub fn decode(object: &discovery::EndpointSlice, node: &str) -> Result<Decoded<E
     let service = ObjectName::checked(namespace, service, ObjectName::MAX_LABEL).map_err(SliceError::ServiceName)?;
     let mut warnings = Vec::new();
     let ports = ports(object, &mut warnings);
+    let mut zone_hints = Vec::new();
     let endpoints = object.endpoints.iter().enumerate();
-    let endpoints = endpoints.filter_map(|(i, e)| endpoint(i, e, family, node, &mut warnings)).collect();
-    let slice = EndpointSlice { name, service, family, legacy: false, ports, endpoints, trigger: trigger(meta) };
+    let endpoints =
+        endpoints.filter_map(|(i, e)| endpoint(i, e, family, node, &mut zone_hints, &mut warnings)).collect();
+    zone_hints.shrink_to_fit();
+    let trigger = trigger(meta);
+    let slice = EndpointSlice { name, service, family, legacy: false, ports, endpoints, zone_hints, trigger };
     Ok(Decoded { object: Some(slice), warnings })
 }
 
@@ -96,6 +100,7 @@ fn endpoint(
     endpoint: &discovery::Endpoint,
     family: IpFamily,
     node: &str,
+    zone_hints: &mut Vec<Box<[Box<str>]>>,
     warnings: &mut Vec<Warning>,
 ) -> Option<Endpoint> {
     // Only the first address counts; none is no mistake (rule 41).
@@ -103,17 +108,33 @@ fn endpoint(
     let field = format!("endpoints[{index}].addresses[0]");
     let addr = address(field, text, Some(family), warnings)?;
     let conditions = endpoint.conditions.as_ref();
-    let hinted = endpoint.hints.as_ref().is_some_and(|hints| {
-        hints.for_zones.iter().flatten().next().is_some() || hints.for_nodes.iter().flatten().next().is_some()
-    });
+    let nodes = endpoint.hints.iter().flat_map(|hints| hints.for_nodes.iter().flatten());
+    let zones = endpoint.hints.iter().flat_map(|hints| hints.for_zones.iter().flatten());
     Some(Endpoint {
         addr,
         ready: conditions.and_then(|c| c.ready).unwrap_or(true),
         serving: conditions.and_then(|c| c.serving).unwrap_or(true),
         terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
         local: is_local(endpoint.node_name.as_deref(), node),
-        hinted,
+        for_node: Hint::of(nodes.map(|hint| &*hint.name), Some(node).filter(|node| !node.is_empty())),
+        zones: zone_set(zones.map(|hint| &*hint.name).collect(), zone_hints),
     })
+}
+
+/// The place of a set of zones among those of the slice, plus one; 0 for the empty set, and for a set that there is no
+/// number left for: such an endpoint counts as one without a hint.
+fn zone_set(mut zones: Vec<&str>, sets: &mut Vec<Box<[Box<str>]>>) -> u16 {
+    if zones.is_empty() {
+        return 0;
+    }
+    zones.sort_unstable();
+    zones.dedup();
+    let same = |set: &Box<[Box<str>]>| set.iter().map(|name| &**name).eq(zones.iter().copied());
+    let place = sets.iter().position(same).unwrap_or_else(|| {
+        sets.push(zones.iter().map(|name| Box::from(*name)).collect());
+        sets.len() - 1
+    });
+    u16::try_from(place + 1).unwrap_or(0)
 }
 
 /// On this node only if both names are known and equal (rule 43).

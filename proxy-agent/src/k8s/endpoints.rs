@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1 as core;
 
 use super::endpoint_slice::{address, is_local, slice_port};
 use super::{Decoded, Warning, labels};
-use crate::model::{Endpoint, EndpointSlice, IpFamily, NameError, ObjectName, Trigger};
+use crate::model::{Endpoint, EndpointSlice, Hint, IpFamily, NameError, ObjectName, Trigger};
 
 /// Why an Endpoints object cannot be used at all.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,6 +47,7 @@ pub fn decode(object: &core::Endpoints, node: &str) -> Result<Decoded<Vec<Endpoi
                     legacy: true,
                     ports,
                     endpoints,
+                    zone_hints: Vec::new(),
                     trigger: Trigger::default(),
                 });
             }
@@ -69,7 +70,15 @@ fn addresses(
         if let Some(addr) = address(field, &entry.ip, None, warnings) {
             let local = is_local(entry.node_name.as_deref(), node);
             // What the controller that mirrors Endpoints writes: it says nothing of serving, which then is true.
-            endpoints.push(Endpoint { addr, ready, serving: true, terminating: false, local, hinted: false });
+            endpoints.push(Endpoint {
+                addr,
+                ready,
+                serving: true,
+                terminating: false,
+                local,
+                for_node: Hint::None,
+                zones: 0,
+            });
         }
     }
     endpoints

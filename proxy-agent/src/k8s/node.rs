@@ -2,9 +2,10 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 
-use super::{Decoded, Warning, labels, parse_usable_address};
+use super::{Decoded, Warning, labels, parse_network, parse_usable_address};
 use crate::model::{NameError, Node, ObjectName};
 
 /// Longest name of a Node, a DNS subdomain.
@@ -33,8 +34,26 @@ pub fn decode(object: &core::Node, own: &str) -> Result<Decoded<Node>, NodeError
     let taints = object.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
     let leaving = meta.deletion_timestamp.is_some() || taints.into_iter().any(|taint| taint.key == TO_BE_DELETED);
     let addresses = addresses(object, &mut warnings);
-    let node = Node { name, addresses, zone: zone.map(|zone| zone.as_str().into()), leaving };
+    let zone = zone.map(|zone| zone.as_str().into());
+    let pod_cidrs = pod_cidrs(object, &mut warnings);
+    let node = Node { name, addresses, zone, pod_cidrs, leaving };
     Ok(Decoded { object: Some(node), warnings })
+}
+
+/// `spec.podCIDRs`, or else what it is called where there is only one.
+fn pod_cidrs(object: &core::Node, warnings: &mut Vec<Warning>) -> Vec<IpNet> {
+    let Some(spec) = &object.spec else { return Vec::new() };
+    let several = spec.pod_cidrs.iter().flatten().enumerate().map(|(i, text)| (format!("spec.podCIDRs[{i}]"), text));
+    let one = spec.pod_cidr.iter().map(|text| ("spec.podCIDR".to_owned(), text));
+    let listed: Vec<_> = if spec.pod_cidrs.is_some() { several.collect() } else { one.collect() };
+    let mut found = Vec::new();
+    for (field, text) in listed.into_iter().filter(|(_, text)| !text.is_empty()) {
+        match parse_network(text) {
+            Ok(net) => found.push(net),
+            Err(error) => warnings.push(Warning { field, problem: error.to_string() }),
+        }
+    }
+    found
 }
 
 /// The first InternalIP, or else ExternalIP, and the first of the other family in the same order.
@@ -96,6 +115,21 @@ mod tests {
         assert_eq!(decoded.warnings.len(), 2);
         assert!(decoded.warnings[0].field == "status.addresses[0].address", "{:?}", decoded.warnings);
         assert_eq!(decoded.object.unwrap().addresses, [IpAddr::from([192, 0, 2, 1])]);
+    }
+
+    #[test]
+    fn rule_71_the_networks_of_its_pods_are_read() {
+        let cidrs = |spec: serde_json::Value| {
+            let object = node(serde_json::json!({"metadata": {"name": "node-a"}, "spec": spec}));
+            let decoded = decode(&object, "node-a").unwrap();
+            let cidrs = decoded.object.unwrap().pod_cidrs;
+            (cidrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "), decoded.warnings.len())
+        };
+        let both = serde_json::json!({"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24", "fd00:10::/64"]});
+        assert_eq!(cidrs(both), ("10.244.1.0/24 fd00:10::/64".to_owned(), 0));
+        assert_eq!(cidrs(serde_json::json!({"podCIDR": "10.244.1.0/24"})), ("10.244.1.0/24".to_owned(), 0));
+        assert_eq!(cidrs(serde_json::json!({"podCIDRs": ["nonsense", "10.0.0.0/8"]})), ("10.0.0.0/8".to_owned(), 1));
+        assert_eq!(cidrs(serde_json::json!({})), (String::new(), 0));
     }
 
     #[test]

@@ -3,10 +3,14 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 
-use super::{AddressError, Decoded, Warning, check_port_name, labels, parse_address, parse_port, parse_usable_address};
+use super::{AddressError, Decoded, Warning, check_port_name, labels, parse_network, parse_port, parse_usable_address};
 use crate::model::{NameError, ObjectName, Protocol, Service, ServicePort, ServiceType};
+
+/// What the API server fills in for `timeoutSeconds` (rule 22).
+const DEFAULT_AFFINITY_SECS: u32 = 10_800;
 
 /// Why a Service cannot be used at all.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -94,6 +98,7 @@ pub fn decode(object: &core::Service) -> Result<Decoded<Service>, ServiceError> 
         affinity_secs: affinity(spec),
         external_ips: external_ips(spec, &mut warnings),
         load_balancer_ips: load_balancer_ips(object.status.as_ref(), &mut warnings),
+        source_ranges_asked: source_ranges(spec, &mut warnings),
         health_check_node_port: spec
             .health_check_node_port
             .filter(|_| local_balancer)
@@ -159,8 +164,10 @@ fn ports(spec: &core::ServiceSpec) -> Result<Vec<ServicePort>, ServiceError> {
 
 fn affinity(spec: &core::ServiceSpec) -> Option<u32> {
     let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
-    let secs = config.and_then(|client| client.timeout_seconds).unwrap_or(10_800);
-    (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| u32::try_from(secs).unwrap_or(10_800))
+    // Zero would mean no affinity; the API server takes none below 1.
+    let secs = config.and_then(|client| client.timeout_seconds).and_then(|secs| u32::try_from(secs).ok());
+    let asked = spec.session_affinity.as_deref() == Some("ClientIP");
+    asked.then(|| secs.filter(|secs| *secs != 0).unwrap_or(DEFAULT_AFFINITY_SECS))
 }
 
 fn external_ips(spec: &core::ServiceSpec, warnings: &mut Vec<Warning>) -> Vec<IpAddr> {
@@ -180,12 +187,26 @@ fn load_balancer_ips(status: Option<&core::ServiceStatus>, warnings: &mut Vec<Wa
     addrs
 }
 
+/// Bad ranges are left out (rule 41). Whitespace around one does not count.
+fn source_ranges(spec: &core::ServiceSpec, warnings: &mut Vec<Warning>) -> Vec<IpNet> {
+    let mut ranges = Vec::new();
+    for (i, text) in spec.load_balancer_source_ranges.iter().flatten().enumerate() {
+        match parse_network(text.trim()) {
+            Ok(net) => ranges.push(net),
+            Err(_) if text.trim().is_empty() => {}
+            Err(problem) => warnings
+                .push(Warning { field: format!("spec.loadBalancerSourceRanges[{i}]"), problem: problem.to_string() }),
+        }
+    }
+    ranges
+}
+
 /// Bad addresses are left out and the rest is used; empty ones without a word (rule 41).
 fn optional_address(field: &str, text: &str, warnings: &mut Vec<Warning>) -> Option<IpAddr> {
     if text.is_empty() {
         return None;
     }
-    let parsed = parse_address(text);
+    let parsed = parse_usable_address(text);
     if let Err(problem) = &parsed {
         warnings.push(Warning { field: field.to_owned(), problem: problem.to_string() });
     }

@@ -30,8 +30,31 @@ pub struct Endpoint {
     pub terminating: bool,
     /// `nodeName` is this node's (rule 43).
     pub local: bool,
-    /// It carries topology hints, which are not followed yet.
-    pub hinted: bool,
+    /// `hints.forNodes`: whether it names this node (rule 58).
+    pub for_node: Hint,
+    /// `hints.forZones`: place in [`EndpointSlice::zone_hints`] plus one; 0 without.
+    pub zones: u16,
+}
+
+/// What a topology hint says of a place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hint {
+    /// There is no hint.
+    #[default]
+    None,
+    /// It names others only.
+    Elsewhere,
+    /// It names this one.
+    Here,
+}
+
+impl Hint {
+    /// The hint with these names, as this place reads it.
+    pub fn of<'a>(names: impl IntoIterator<Item = &'a str>, here: Option<&str>) -> Self {
+        names
+            .into_iter()
+            .fold(Self::None, |hint, name| hint.max(if here == Some(name) { Self::Here } else { Self::Elsewhere }))
+    }
 }
 
 /// An EndpointSlice that belongs to a Service. Those without the label (rule 37), with the headless label (rule 1) or
@@ -51,8 +74,18 @@ pub struct EndpointSlice {
     pub ports: Vec<SlicePort>,
     /// `endpoints`.
     pub endpoints: Vec<Endpoint>,
+    /// The sets of zones that `hints.forZones` of the endpoints name, each set once: there are few, and many endpoints.
+    pub zone_hints: Vec<Box<[Box<str>]>>,
     /// Since when the cluster has wanted it so.
     pub trigger: Trigger,
+}
+
+impl EndpointSlice {
+    /// What an endpoint's `hints.forZones` say of a zone.
+    pub fn zone_hint(&self, endpoint: &Endpoint, zone: Option<&str>) -> Hint {
+        let set = usize::from(endpoint.zones).checked_sub(1).and_then(|place| self.zone_hints.get(place));
+        Hint::of(set.into_iter().flatten().map(|name| &**name), zone)
+    }
 }
 
 /// When that happened which made a slice what it is, as its writer says (rule 135): time since 1970. It says nothing of the

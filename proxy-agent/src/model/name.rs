@@ -176,7 +176,7 @@ pub enum Protocol {
     Tcp = TCP,
     /// UDP.
     Udp = UDP,
-    /// SCTP; read, not served yet.
+    /// SCTP.
     Sctp = SCTP,
 }
 

@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::ObjectName;
 
 /// The own Node.
@@ -14,6 +16,8 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// The zone it stands in (rule 57).
     pub zone: Option<Arc<str>>,
+    /// `spec.podCIDRs`: the addresses of its pods, for `--detect-local-mode node-cidr` (rule 71).
+    pub pod_cidrs: Vec<IpNet>,
     /// It is being deleted, or about to be: load balancers are to leave it (rule 118).
     pub leaving: bool,
 }

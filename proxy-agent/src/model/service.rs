@@ -3,6 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::{IpFamily, ObjectName, Protocol};
 
 /// `spec.type`. Only its effect on external policies counts (rules 11, 23, 26): addresses are served whatever it says.
@@ -52,6 +54,8 @@ pub struct Service {
     pub external_ips: Vec<IpAddr>,
     /// `status.loadBalancer.ingress[].ip` unless its mode is Proxy (rule 19).
     pub load_balancer_ips: Vec<IpAddr>,
+    /// `spec.loadBalancerSourceRanges` of both families (rule 21); see [`Self::source_ranges`].
+    pub source_ranges_asked: Vec<IpNet>,
     /// `spec.healthCheckNodePort`; 0 for none (rule 26).
     pub health_check_node_port: u16,
 }
@@ -63,6 +67,13 @@ impl Service {
             IpFamily::V4 => self.cluster_ip_v4.map(IpAddr::V4),
             IpFamily::V6 => self.cluster_ip_v6.map(IpAddr::V6),
         }
+    }
+
+    /// The networks whose clients may use the addresses of the load balancer; none for everybody (rule 21): a range that
+    /// holds every address makes all others of its family mean nothing.
+    pub fn source_ranges(&self, family: IpFamily) -> Vec<IpNet> {
+        let of_family = self.source_ranges_asked.iter().filter(|net| IpFamily::of(&net.addr()) == family);
+        if of_family.clone().any(|net| net.prefix_len() == 0) { Vec::new() } else { of_family.copied().collect() }
     }
 
     /// The effective `externalTrafficPolicy: Local`: only where the Service can have external addresses (rule 23).

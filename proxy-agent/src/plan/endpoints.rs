@@ -1,8 +1,8 @@
-//! Which endpoints a Service port may use: kube-proxy's rules 40, 42, 45 and 51–55.
+//! Which endpoints a Service port may use: kube-proxy's rules 40, 42, 45 and 51–59.
 
 use std::net::IpAddr;
 
-use crate::model::{EndpointSlice, Protocol};
+use crate::model::{EndpointSlice, Hint, Protocol};
 
 /// An endpoint of one Service port, from whatever slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,10 @@ pub struct Candidate {
     pub terminating: bool,
     /// On this node.
     pub local: bool,
+    /// Whether its hints name this node.
+    pub for_node: Hint,
+    /// Whether its hints name this node's zone.
+    pub for_zone: Hint,
 }
 
 impl Candidate {
@@ -29,14 +33,14 @@ impl Candidate {
 
     /// Which of two mentions of one endpoint counts: one that does not terminate beats one that does (rule 45). The
     /// rest only makes the choice the same for every order of arrival.
-    const fn rank(&self) -> (bool, bool, bool, bool) {
-        (!self.terminating, self.ready, self.serving, self.local)
+    const fn rank(&self) -> (bool, bool, bool, bool, Hint, Hint) {
+        (!self.terminating, self.ready, self.serving, self.local, self.for_node, self.for_zone)
     }
 }
 
 /// The endpoints of one Service port: the union of its slices by port name and protocol (rule 40), each address and
-/// port once (rule 45), in order of address and port.
-pub fn gather(slices: &[&EndpointSlice], name: &str, protocol: Protocol) -> Vec<Candidate> {
+/// port once (rule 45), in order of address and port. `zone` is this node's.
+pub fn gather(slices: &[&EndpointSlice], name: &str, protocol: Protocol, zone: Option<&str>) -> Vec<Candidate> {
     let mut found = Vec::new();
     for slice in slices {
         for port in slice.ports.iter().filter(|port| &*port.name == name && port.protocol == protocol) {
@@ -47,6 +51,8 @@ pub fn gather(slices: &[&EndpointSlice], name: &str, protocol: Protocol) -> Vec<
                 serving: endpoint.serving,
                 terminating: endpoint.terminating,
                 local: endpoint.local,
+                for_node: endpoint.for_node,
+                for_zone: slice.zone_hint(endpoint, zone),
             }));
         }
     }
@@ -72,13 +78,48 @@ pub struct Categories {
 /// * Each list holds the ready endpoints; only if it has none, those that still serve while terminating.
 /// * The two fall back independently (rule 51), and one ready endpoint bars every terminating one from its list
 ///   (rule 52). Not ready, serving and not terminating is never used (rule 53).
-/// * Topology hints would narrow the ready endpoints of the cluster list, never its fallback and never the local list
-///   (rule 55). They are not followed yet, and reported as unserved.
+/// * Topology hints narrow the ready endpoints of the cluster list, never its fallback and never the local list (rule
+///   55).
 pub fn categorize(candidates: &[Candidate]) -> Categories {
-    let cluster = ready_or_fallback(candidates.iter());
+    let topology = Topology::of(candidates);
+    let cluster = ready_or_fallback(candidates.iter().filter(|c| !c.ready || topology.allows(c)));
     let local = ready_or_fallback(candidates.iter().filter(|c| c.local));
     let any = !cluster.is_empty();
     Categories { cluster, local, any }
+}
+
+/// Which of the ready endpoints topology hints leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Topology {
+    Any,
+    SameZone,
+    SameNode,
+}
+
+impl Topology {
+    /// Hints count only if every ready endpoint has them and one of them is for here; those for nodes count before those
+    /// for zones (rule 56). So at least one ready endpoint is left.
+    fn of(candidates: &[Candidate]) -> Self {
+        let ready = || candidates.iter().filter(|c| c.ready);
+        let counts = |hint: fn(&Candidate) -> Hint| {
+            ready().all(|c| hint(c) != Hint::None) && ready().any(|c| hint(c) == Hint::Here)
+        };
+        if counts(|c| c.for_node) {
+            Self::SameNode
+        } else if counts(|c| c.for_zone) {
+            Self::SameZone
+        } else {
+            Self::Any
+        }
+    }
+
+    fn allows(self, candidate: &Candidate) -> bool {
+        match self {
+            Self::Any => true,
+            Self::SameZone => candidate.for_zone == Hint::Here,
+            Self::SameNode => candidate.for_node == Hint::Here,
+        }
+    }
 }
 
 fn ready_or_fallback<'a>(candidates: impl Iterator<Item = &'a Candidate> + Clone) -> Vec<Candidate> {

@@ -34,7 +34,7 @@ fn asks(service: &Service) -> bool {
 fn local_ready(slices: &[&EndpointSlice]) -> usize {
     let ports: BTreeSet<_> =
         slices.iter().flat_map(|slice| &slice.ports).map(|port| (&*port.name, port.protocol)).collect();
-    let candidates = ports.into_iter().flat_map(|(name, protocol)| gather(slices, name, protocol));
+    let candidates = ports.into_iter().flat_map(|(name, protocol)| gather(slices, name, protocol, None));
     candidates.filter(|c| c.ready && c.local).map(|c| c.addr).collect::<BTreeSet<_>>().len()
 }
 
@@ -42,7 +42,7 @@ fn local_ready(slices: &[&EndpointSlice]) -> usize {
 mod tests {
     use super::*;
     use crate::index::{Event, Object};
-    use crate::model::{Endpoint, Protocol, ServicePort, SlicePort, Trigger};
+    use crate::model::{Endpoint, Hint, Protocol, ServicePort, SlicePort, Trigger};
 
     fn name() -> ObjectName {
         ObjectName::new("ns", "web")
@@ -62,6 +62,7 @@ mod tests {
             affinity_secs: None,
             external_ips: Vec::new(),
             load_balancer_ips: Vec::new(),
+            source_ranges_asked: Vec::new(),
             health_check_node_port: 31_000,
         }
     }
@@ -77,7 +78,8 @@ mod tests {
                 serving: kind != 'n',
                 terminating: matches!(kind, 't' | 'b'),
                 local: letter.is_ascii_uppercase(),
-                hinted: false,
+                for_node: Hint::None,
+                zones: 0,
             }
         };
         let port =
@@ -89,6 +91,7 @@ mod tests {
             legacy: false,
             ports: ports.iter().map(port).collect(),
             endpoints: letters.iter().map(endpoint).collect(),
+            zone_hints: Vec::new(),
             trigger: Trigger::default(),
         }
     }

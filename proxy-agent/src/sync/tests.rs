@@ -1,19 +1,20 @@
 //! The control plane against maps in memory: whatever happens on the way, the maps end as they should.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use proxy_common::abi::{NodeAddr, Policy, filter};
+use ipnet::IpNet;
+use proxy_common::abi::{self, NodeAddr, Policy, filter};
 
 use super::*;
 use crate::dataplane::memory::MemoryDataplane;
 use crate::dataplane::render::{self, filter_bucket};
-use crate::dataplane::{Capacities, MapName, Snapshot};
+use crate::dataplane::{Capacities, MapName, Snapshot, Tuple};
 use crate::diff::QUIET;
 use crate::index::{Kind, Object};
 use crate::model::{
-    Endpoint, EndpointSlice, IpFamily, Node, ObjectName, Protocol, Service, ServicePort, ServiceType, SlicePort,
+    Endpoint, EndpointSlice, Hint, IpFamily, Node, ObjectName, Protocol, Service, ServicePort, ServiceType, SlicePort,
     Trigger,
 };
 
@@ -39,13 +40,22 @@ fn service(name: &str, ip: u8, ports: &[(&str, u16)]) -> Service {
         affinity_secs: None,
         external_ips: Vec::new(),
         load_balancer_ips: Vec::new(),
+        source_ranges_asked: Vec::new(),
         health_check_node_port: 0,
     }
 }
 
 fn endpoint(last: u8) -> Endpoint {
     let addr = [10, 244, 0, last].into();
-    Endpoint { addr, ready: true, serving: true, terminating: false, local: last.is_multiple_of(2), hinted: false }
+    Endpoint {
+        addr,
+        ready: true,
+        serving: true,
+        terminating: false,
+        local: last.is_multiple_of(2),
+        for_node: Hint::None,
+        zones: 0,
+    }
 }
 
 fn slice(name: &str, service: &str, port: &str, endpoints: Vec<Endpoint>) -> EndpointSlice {
@@ -56,6 +66,7 @@ fn slice(name: &str, service: &str, port: &str, endpoints: Vec<Endpoint>) -> End
         legacy: false,
         ports: vec![SlicePort { name: port.into(), protocol: Protocol::Tcp, port: 8080 }],
         endpoints,
+        zone_hints: Vec::new(),
         trigger: Trigger::default(),
     }
 }
@@ -156,10 +167,10 @@ impl Rig {
         render::render(&self.snapshot(), render::Options::default())
     }
 
-    fn port(&self, name: &str) -> (u32, proxy_common::abi::Port) {
+    fn port(&self, name: &str) -> (u32, abi::Port) {
         let maps = self.snapshot();
         let (id, _) = maps.names.iter().find(|(_, key)| key.to_string().starts_with(name)).expect("no such port");
-        (*id, maps.ports.get(id).copied().unwrap_or(proxy_common::abi::Port::UNUSED))
+        (*id, maps.ports.get(id).copied().unwrap_or(abi::Port::UNUSED))
     }
 
     fn live_of(&self, last: u8) -> u32 {
@@ -557,9 +568,145 @@ fn a_node_port_has_its_bit_exactly_while_it_exists() {
     rig.events([apply_service(tcp.clone())]);
     assert_eq!(bits(&rig), BTreeMap::from([(30_081 / 64, 1u64 << (30_081 % 64))]));
     tcp.external_local_asked = false;
+    rig.events([apply_service(tcp.clone())]);
+    assert_eq!(bits(&rig), BTreeMap::from([(30_081 / 64, 1u64 << (30_081 % 64))]), "either policy serves it");
+    tcp.ports[0].node_port = 0;
     rig.events([apply_service(tcp)]);
     assert_eq!(bits(&rig), BTreeMap::new());
-    assert!(rig.sync.board().entries()[0].unserved[0].contains("NodePort 30081/TCP"));
+}
+
+fn balanced(ranges: &[&str]) -> Service {
+    let mut made = service("a", 1, &[("http", 80)]);
+    made.load_balancer_ips = vec![[198, 51, 100, 1].into()];
+    made.external_ips = vec![[203, 0, 113, 7].into()];
+    made.source_ranges_asked = ranges.iter().map(|range| range.parse().unwrap()).collect();
+    made
+}
+
+/// The source ranges in the maps, and the addresses that ask for them.
+fn guards(rig: &Rig) -> (String, String) {
+    let maps = rig.snapshot();
+    let asks = |(_, service): &(&Tuple, &abi::Service)| service.flags & abi::Service::SOURCE_RANGES != 0;
+    let join = |list: Vec<String>| list.join(" ");
+    (
+        join(maps.source_ranges.iter().map(|(_, net)| net.to_string()).collect()),
+        join(maps.services.iter().filter(asks).map(|(tuple, _)| tuple.to_string()).collect()),
+    )
+}
+
+#[test]
+fn rule_21_source_ranges_guard_the_balancers_addresses_and_no_others() {
+    let mut rig = Rig::synced();
+    let guard = |ranges: &str, addrs: &str| (ranges.to_owned(), addrs.to_owned());
+    rig.events([apply_service(balanced(&["203.0.113.0/25", "10.0.0.0/8"]))]);
+    assert_eq!(guards(&rig), guard("10.0.0.0/8 203.0.113.0/25", "198.51.100.1:80/TCP"));
+    rig.events([apply_service(balanced(&["203.0.113.0/25", "0.0.0.0/0"]))]);
+    assert_eq!(guards(&rig), guard("", ""));
+    rig.events([apply_service(balanced(&["203.0.113.0/25"]))]);
+    // The node's own address is in the range, and its Node moves.
+    rig.events([own_node(&["203.0.113.9"])]);
+    assert_eq!(guards(&rig), guard("198.51.100.1/32 203.0.113.0/25", "198.51.100.1:80/TCP"));
+    rig.events([own_node(&["192.0.2.1"])]);
+    assert_eq!(guards(&rig), guard("203.0.113.0/25", "198.51.100.1:80/TCP"));
+    // Without a balancer's address nobody asks for them.
+    let Service { load_balancer_ips: _, ref external_ips, .. } = balanced(&[]);
+    let plain =
+        Service { load_balancer_ips: Vec::new(), external_ips: external_ips.clone(), ..balanced(&["10.0.0.0/8"]) };
+    rig.events([apply_service(plain)]);
+    assert_eq!(guards(&rig), guard("", ""));
+    assert_eq!(rig.maps.violations(), Vec::<String>::new());
+}
+
+#[test]
+fn rule_21_no_write_that_fails_lets_an_address_ask_for_ranges_that_are_not_there() {
+    for failing in 0..12 {
+        let mut rig = Rig::synced();
+        rig.events([apply_service(balanced(&["203.0.113.0/25"]))]);
+        let mut at = 0;
+        rig.maps.inject(move |_| {
+            at += 1;
+            at == failing
+        });
+        rig.events([apply_service(balanced(&[]))]);
+        rig.events([apply_service(balanced(&["10.0.0.0/8"]))]);
+        rig.maps.heal();
+        rig.rest();
+        assert_eq!(guards(&rig), ("10.0.0.0/8".to_owned(), "198.51.100.1:80/TCP".to_owned()), "{failing}");
+        assert_eq!(rig.maps.violations(), Vec::<String>::new(), "{failing}");
+    }
+}
+
+#[test]
+fn a_restart_takes_source_ranges_over_and_removes_those_of_nobody() {
+    let mut rig = Rig::synced();
+    let made = || apply_service(balanced(&["203.0.113.0/25", "10.0.0.0/8"]));
+    rig.events([made()]);
+    let foreign: IpNet = "192.0.2.0/24".parse().unwrap();
+    rig.maps.write(&MapOp::PutSourceRange { port_id: 77, net: foreign }).unwrap();
+    let before = rig.maps.writes();
+    let mut rig = rig.restarted([made()]);
+    assert_eq!(guards(&rig).0, "10.0.0.0/8 203.0.113.0/25");
+    assert_eq!(rig.maps.writes(), before + 1, "the one that belongs to no port");
+    let mut rig = {
+        rig.events([]);
+        rig.restarted([])
+    };
+    assert_eq!(guards(&rig), (String::new(), String::new()));
+    assert_eq!(rig.snapshot().source_ranges.len(), 0);
+    rig.events([made()]);
+    assert_eq!(rig.maps.violations(), Vec::<String>::new());
+}
+
+#[test]
+fn rule_22_the_affinity_timeout_is_one_store() {
+    let mut rig = Rig::synced();
+    let with = |secs| Service { affinity_secs: secs, ..service("a", 1, &[("http", 80)]) };
+    let policy = |rig: &Rig| rig.snapshot().ports.values().next().map(|port| port.policy.affinity_secs());
+    rig.events([apply_service(with(Some(10_800))), apply_slice(slice("a-1", "a", "http", vec![endpoint(1)]))]);
+    assert_eq!(policy(&rig), Some(10_800));
+    let before = rig.maps.writes();
+    rig.events([apply_service(with(Some(60)))]);
+    assert_eq!((policy(&rig), rig.maps.writes() - before), (Some(60), 1));
+    let slices = || apply_slice(slice("a-1", "a", "http", vec![endpoint(1)]));
+    let before = rig.maps.writes();
+    let mut rig = rig.restarted([apply_service(with(Some(60))), slices()]);
+    assert_eq!((policy(&rig), rig.maps.writes() - before), (Some(60), 0), "a restart changes nothing");
+    rig.events([apply_service(with(None))]);
+    assert_eq!(policy(&rig), Some(0), "rule 84");
+}
+
+#[test]
+fn rules_57_and_60_the_cluster_run_follows_the_zone_of_the_node() {
+    let mut rig = Rig::synced();
+    let mut hinted = slice("a-1", "a", "http", vec![endpoint(1), endpoint(3)]);
+    hinted.zone_hints = vec![["east".into()].into(), ["west".into()].into()];
+    (hinted.endpoints[0].zones, hinted.endpoints[1].zones) = (1, 2);
+    let in_zone = |zone: &str| {
+        let Event::Apply(Object::Node(node)) = own_node(&["192.0.2.1"]) else { panic!("a Node") };
+        Event::Apply(Object::Node(Node { zone: Some(zone.into()), ..node }))
+    };
+    let len = |rig: &Rig| rig.snapshot().ports.values().next().map(|port| port.cluster.len());
+    rig.events([apply_service(service("a", 1, &[("http", 80)])), apply_slice(hinted), in_zone("north")]);
+    assert_eq!(len(&rig), Some(2));
+    rig.events([in_zone("west")]);
+    assert_eq!(len(&rig), Some(1));
+    let slots = rig.snapshot();
+    let port = slots.ports.values().next().unwrap();
+    assert_eq!(slots.slots_v4[&port.cluster.base()].addr, ip("10.244.0.3"));
+    rig.events([own_node(&["192.0.2.1"])]);
+    assert_eq!(len(&rig), Some(2), "the label is gone");
+}
+
+#[test]
+fn service_cidrs_follow_what_is_wanted() {
+    let mut rig = Rig::synced();
+    let nets = |list: &[&str]| list.iter().map(|net| net.parse().unwrap()).collect::<BTreeSet<IpNet>>();
+    for wanted in [&["10.96.0.0/16", "fd00:10:96::/112"][..], &["10.96.0.0/16", "10.97.0.0/20"], &[]] {
+        let change = rig.sync.ledger().change_service_cidrs(&nets(wanted));
+        rig.sync.carry_out(change, None, rig.now);
+        assert_eq!(rig.snapshot().service_cidrs, nets(wanted));
+        assert!(rig.sync.ledger().change_service_cidrs(&nets(wanted)).is_empty());
+    }
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -575,7 +722,13 @@ fn own_addresses() -> Event {
 
 fn own_node(addresses: &[&str]) -> Event {
     let addresses = addresses.iter().map(|addr| ip(addr)).collect();
-    Event::Apply(Object::Node(Node { name: ObjectName::new("", "node-a"), addresses, zone: None, leaving: false }))
+    Event::Apply(Object::Node(Node {
+        name: ObjectName::new("", "node-a"),
+        addresses,
+        zone: None,
+        pod_cidrs: Vec::new(),
+        leaving: false,
+    }))
 }
 
 /// The addresses that answer NodePorts.

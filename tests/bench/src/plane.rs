@@ -44,6 +44,8 @@ pub const SIZES: Sizes = Sizes {
     flows: sizes::FLOWS,
     half_open: sizes::NEW,
     node_addrs: sizes::NODE_ADDRS,
+    affinity: sizes::AFFINITY,
+    source_ranges: sizes::SRC_RANGES,
     devices: sizes::DEVICES,
 };
 

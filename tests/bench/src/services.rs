@@ -9,7 +9,8 @@ use std::{
 use proxy_agent::{
     index::{Event, Index, Kind, Object},
     model::{
-        Endpoint, EndpointSlice, IpFamily, ObjectName, Protocol, Service, ServicePort, ServiceType, SlicePort, Trigger,
+        Endpoint, EndpointSlice, Hint, IpFamily, ObjectName, Protocol, Service, ServicePort, ServiceType, SlicePort,
+        Trigger,
     },
 };
 use proxy_common::abi::NodeAddr;
@@ -113,6 +114,7 @@ fn service(name: &str, v4: IpAddr, v6: IpAddr, ports: Vec<ServicePort>, external
         affinity_secs: None,
         external_ips: Vec::new(),
         load_balancer_ips: Vec::new(),
+        source_ranges_asked: Vec::new(),
         health_check_node_port: 0,
     }
 }
@@ -126,7 +128,8 @@ fn slice(service: &Service, family: IpFamily, endpoints: &[IpAddr]) -> EndpointS
         serving: true,
         terminating: false,
         local: service.external_local(),
-        hinted: false,
+        for_node: Hint::None,
+        zones: 0,
     });
     EndpointSlice {
         name: ObjectName::new("bench", &format!("{}-{}", service.name.name(), family.number())),
@@ -135,6 +138,7 @@ fn slice(service: &Service, family: IpFamily, endpoints: &[IpAddr]) -> EndpointS
         legacy: false,
         ports: ports.collect(),
         endpoints: endpoints.collect(),
+        zone_hints: Vec::new(),
         trigger: Trigger::default(),
     }
 }

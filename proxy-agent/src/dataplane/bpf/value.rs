@@ -4,8 +4,11 @@ use std::error::Error;
 use std::net::IpAddr;
 
 use aya::Pod;
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData, MapError};
-use proxy_common::abi::{self, ServiceKey};
+use ipnet::IpNet;
+use proxy_common::abi::range::PORT_ID_BITS;
+use proxy_common::abi::{self, ServiceKey, SourceRange};
 use proxy_common::{Addr4, Addr6, Family, V4, V6};
 
 use super::mmap::MappedArray;
@@ -21,11 +24,52 @@ pub(super) fn insert<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>, key: &K, 
 
 /// Removes; nothing to remove is no failure.
 pub(super) fn remove<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>, key: &K) -> Result<(), Failure> {
-    match map.remove(key) {
+    removed(map.remove(key))
+}
+
+fn removed(result: Result<(), MapError>) -> Result<(), Failure> {
+    match result {
         Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         result => Ok(result?),
     }
+}
+
+/// Adds a network to a longest-prefix map. Its value says nothing.
+pub(super) fn insert_network<K: Pod>(map: &mut LpmTrie<MapData, K, u32>, key: &Key<K>) -> Result<(), Failure> {
+    Ok(map.insert(key, 1, 0)?)
+}
+
+/// Removes a network; nothing to remove is no failure.
+pub(super) fn remove_network<K: Pod>(map: &mut LpmTrie<MapData, K, u32>, key: &Key<K>) -> Result<(), Failure> {
+    removed(map.remove(key))
+}
+
+/// Key of `SVC_CIDRS_V4/6`.
+pub(super) fn network_key<A: Pod>(addr: impl Into<A>, prefix: u8) -> Key<A> {
+    Key::new(prefix.into(), addr.into())
+}
+
+/// Key of `SRC_RANGES_V4/6`.
+pub(super) fn source_range_key<F: Family>(port_id: u32, addr: impl Into<F::Addr>, prefix: u8) -> Key<SourceRange<F>>
+where
+    F::Addr: Pod,
+{
+    Key::new(PORT_ID_BITS + u32::from(prefix), SourceRange { port_id, addr: addr.into() })
+}
+
+/// A key of `SVC_CIDRS_V4/6` as a network; `None` for one that nobody wrote.
+pub(super) fn network_of(addr: IpAddr, prefix: u32) -> Option<IpNet> {
+    IpNet::new(addr, u8::try_from(prefix).ok()?).ok()
+}
+
+/// A key of `SRC_RANGES_V4/6` as port id and network; `None` for one that nobody wrote.
+pub(super) fn source_range_of<F: Family>(key: &Key<SourceRange<F>>) -> Option<(u32, IpNet)>
+where
+    F::Addr: Pod,
+{
+    let range = key.data();
+    Some((range.port_id, network_of(range.addr.into(), key.prefix_len().checked_sub(PORT_ID_BITS)?)?))
 }
 
 /// True if a map had no room: hash maps say E2BIG, some kernels ENOSPC.
@@ -127,6 +171,10 @@ pub(super) fn describe(op: &MapOp) -> String {
         MapOp::DeleteName { port_id } => format!("remove port id {port_id} from"),
         MapOp::StoreNodePorts { index, .. } => format!("store the bits of ports {}… in", index * 64),
         MapOp::StoreFilter { index, .. } => format!("store word {index} of"),
+        MapOp::PutSourceRange { port_id, net } => format!("add {net} for port id {port_id} to"),
+        MapOp::DeleteSourceRange { port_id, net } => format!("remove {net} of port id {port_id} from"),
+        MapOp::PutServiceCidr { net } => format!("add {net} to"),
+        MapOp::DeleteServiceCidr { net } => format!("remove {net} from"),
     }
 }
 
@@ -138,6 +186,15 @@ pub(super) const V6_ZERO: Addr6 = Addr6 { octets: [0; 16] };
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_source_range_survives_its_key() {
+        let net: ipnet::Ipv6Net = "2001:db8::/33".parse().unwrap();
+        let key = source_range_key::<V6>(7, net.addr(), net.prefix_len());
+        assert_eq!((key.prefix_len(), source_range_of(&key)), (65, Some((7, IpNet::V6(net)))));
+        assert_eq!(source_range_of(&Key::new(31, key.data())), None);
+        assert_eq!(source_range_of(&Key::new(161, key.data())), None);
+    }
 
     #[test]
     fn values_survive_their_words() {

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::*;
-use crate::model::{EndpointSlice, IpFamily, Protocol, Service, ServiceType};
+use crate::model::{EndpointSlice, Hint, IpFamily, Protocol, Service, ServiceType};
 
 fn services(text: &str) -> Vec<Service> {
     let manifest = parse(text, "node-a");
@@ -53,6 +53,7 @@ spec:
   sessionAffinity: ClientIP
   sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}
   externalIPs: [203.0.113.7]
+  loadBalancerSourceRanges: [' 203.0.113.0/25 ', 2001:db8::/32]
   ports:
   - {name: http, port: 80, targetPort: http, nodePort: 30080}
   - {name: dns, port: 53, protocol: UDP}
@@ -70,6 +71,9 @@ status:
     assert_eq!((service.affinity_secs, service.health_check_node_port), (Some(60), 32_000));
     assert_eq!(service.external_ips, ["203.0.113.7".parse::<IpAddr>().unwrap()]);
     assert_eq!(service.load_balancer_ips, ["198.51.100.1".parse::<IpAddr>().unwrap()], "rule 19");
+    let ranges = IpFamily::ALL.map(|family| service.source_ranges(family));
+    let expected = ["203.0.113.0/25", "2001:db8::/32"].map(|net| vec![net.parse().unwrap()]);
+    assert_eq!(ranges, expected, "rule 21: whitespace does not count, families do");
     let ports: Vec<_> = service.ports.iter().map(|p| (&*p.name, p.protocol, p.port, p.node_port)).collect();
     assert_eq!(ports, [("http", Protocol::Tcp, 80, 30_080), ("dns", Protocol::Udp, 53, 0)]);
 }
@@ -172,16 +176,58 @@ fn rules_39_to_44_slices_are_read_with_their_defaults() {
     let endpoints: Vec<_> = slice
         .endpoints
         .iter()
-        .map(|e| (e.addr.to_string(), e.ready, e.serving, e.terminating, e.local, e.hinted))
+        .map(|e| (e.addr.to_string(), e.ready, e.serving, e.terminating, e.local, slice.zone_hint(e, Some("z"))))
         .collect();
     assert_eq!(
         endpoints,
         [
-            ("10.0.0.1".to_owned(), true, true, false, true, false),
-            ("10.0.0.2".to_owned(), false, true, false, false, false),
-            ("10.0.0.3".to_owned(), false, false, true, false, true),
+            ("10.0.0.1".to_owned(), true, true, false, true, Hint::None),
+            ("10.0.0.2".to_owned(), false, true, false, false, Hint::None),
+            ("10.0.0.3".to_owned(), false, false, true, false, Hint::Here),
         ]
     );
+}
+
+#[test]
+fn rule_44_hints_are_read_and_each_set_of_zones_is_kept_once() {
+    let hints = [
+        "forZones: [{name: a}, {name: b}]",
+        "forZones: [{name: b}, {name: a}, {name: a}]",
+        "forZones: [{name: c}], forNodes: [{name: node-b}]",
+        "forNodes: [{name: node-b}, {name: node-a}]",
+        "",
+    ];
+    let endpoints: String =
+        (1..).zip(hints).map(|(i, hints)| format!("- {{addresses: [10.0.0.{i}], hints: {{{hints}}}}}\n")).collect();
+    let text = format!("{}endpoints:\n{endpoints}", SLICE.split_once("endpoints:").unwrap().0);
+    let [slice]: [EndpointSlice; 1] = slices(&text).try_into().unwrap();
+    assert_eq!(slice.zone_hints.len(), 2);
+    let in_zone = |zone| slice.endpoints.iter().map(|e| slice.zone_hint(e, zone)).collect::<Vec<_>>();
+    use Hint::{Elsewhere, Here, None};
+    assert_eq!(in_zone(Some("b")), [Here, Here, Elsewhere, None, None]);
+    assert_eq!(in_zone(Option::None), [Elsewhere, Elsewhere, Elsewhere, None, None], "rule 57: a node of no zone");
+    let of_node: Vec<_> = slice.endpoints.iter().map(|e| e.for_node).collect();
+    assert_eq!(of_node, [None, None, Elsewhere, Here, None]);
+}
+
+#[test]
+fn rule_21_ranges_of_one_family_mean_nothing_to_the_other_and_one_of_everybody_undoes_the_rest() {
+    let ranges = |list: &str| {
+        let text = service(&format!("clusterIP: 10.96.0.1\nloadBalancerSourceRanges: [{list}]\nports: [{{port: 80}}]"));
+        let [service]: [Service; 1] = services(&text).try_into().unwrap();
+        IpFamily::ALL
+            .map(|family| service.source_ranges(family).iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+    };
+    assert_eq!(ranges("203.000.113.9/25"), ["203.0.113.0/25", ""]);
+    assert_eq!(ranges("10.0.0.0/8, 0.0.0.0/0, 'fd00::/8'"), ["", "fd00::/8"]);
+    assert_eq!(ranges("10.0.0.0/8, '::/0'"), ["10.0.0.0/8", ""]);
+}
+
+#[test]
+fn rule_41_a_bad_source_range_is_left_out_by_name() {
+    let text = service("clusterIP: 10.96.0.1\nloadBalancerSourceRanges: ['', ' ', 10.0.0.0]\nports: [{port: 80}]");
+    let [problem]: [String; 1] = problems(&text).try_into().unwrap();
+    assert!(problem.contains("spec.loadBalancerSourceRanges[2]: \"10.0.0.0\" is no network"), "{problem}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
-//! kube-proxy's own table of endpoint choices (those without topology), in our words: rules 45, 51–54.
+//! kube-proxy's own table of endpoint choices, in our words: rules 45, 51–59.
 
 use super::*;
-use crate::model::{Endpoint, IpFamily, ObjectName, SlicePort, Trigger};
+use crate::model::{Endpoint, Hint, IpFamily, ObjectName, SlicePort, Trigger};
 
 /// Conditions of an endpoint by one letter, capitals are on this node: `r` ready; `t` serving and terminating; `b`
 /// ready although terminating; `d` terminating and no longer serving; `n` not ready, serving; `x` nothing at all.
@@ -15,9 +15,20 @@ fn candidates(letters: &str) -> Vec<Candidate> {
             serving: matches!(kind, 'r' | 't' | 'b' | 'n'),
             terminating: matches!(kind, 't' | 'b' | 'd'),
             local: letter.is_ascii_uppercase(),
+            for_node: Hint::None,
+            for_zone: Hint::None,
         }
     };
     letters.chars().enumerate().map(candidate).collect()
+}
+
+/// The last octets of the addresses.
+fn numbers(list: &[Candidate]) -> Vec<u8> {
+    let last = |c: &Candidate| match c.addr {
+        IpAddr::V4(addr) => addr.octets()[3],
+        IpAddr::V6(_) => 0,
+    };
+    list.iter().map(last).collect()
 }
 
 /// What it shows, the endpoints, numbers of those in the cluster list and in the local list, any usable.
@@ -47,18 +58,63 @@ fn endpoints_fall_into_the_lists_that_kube_proxy_has() {
     ];
     for (name, letters, cluster, local, any) in table {
         let categories = categorize(&candidates(letters));
-        let numbers = |list: &[Candidate]| -> Vec<u8> {
-            list.iter()
-                .map(|c| match c.addr {
-                    IpAddr::V4(addr) => addr.octets()[3],
-                    IpAddr::V6(_) => 0,
-                })
-                .collect()
-        };
         assert_eq!(numbers(&categories.cluster), *cluster, "{name}: cluster");
         assert_eq!(numbers(&categories.local), *local, "{name}: local");
         assert_eq!(categories.any, *any, "{name}: any");
     }
+}
+
+/// Hints of an endpoint, one word each: `-` none, else zones and, behind a slash, nodes, of which `Z` and `N` are here.
+fn hinted(letters: &str, hints: &str) -> Vec<Candidate> {
+    let names =
+        |text: &str, here: &str| Hint::of(text.split(',').filter(|name| !matches!(*name, "" | "-")), Some(here));
+    let mut found = candidates(letters);
+    for (candidate, hints) in found.iter_mut().zip(hints.split(' ')) {
+        let (zones, nodes) = hints.split_once('/').unwrap_or((hints, ""));
+        (candidate.for_zone, candidate.for_node) = (names(zones, "Z"), names(nodes, "N"));
+    }
+    found
+}
+
+#[test]
+fn rule_56_hints_count_where_every_ready_endpoint_has_them_and_one_is_for_here() {
+    let table: &[(&str, &str, &str, &[u8], &[u8])] = &[
+        ("every one has a zone, two have ours", "rrrr", "Z b Z b", &[1, 3], &[]),
+        ("rule 55: the local list does not ask for zones", "RRrr", "Z b Z b", &[1, 3], &[1, 2]),
+        ("none is for this zone", "rr", "a b", &[1, 2], &[]),
+        ("one that is not ready is left out", "rrrn", "Z b Z Z", &[1, 3], &[]),
+        ("only one that is not ready is for this zone", "rrn", "a b Z", &[1, 2], &[]),
+        ("a ready one without a hint turns it off", "rrr", "Z - Z", &[1, 2, 3], &[]),
+        ("one that is not ready needs no hint", "rrn", "Z b -", &[1], &[]),
+        ("several zones for one endpoint", "rrr", "a,Z b,Z c", &[1, 2], &[]),
+        ("this node before this zone", "rrrr", "Z/N b/m Z/o b/p", &[1], &[]),
+        ("several nodes for one endpoint", "rrr", "Z/m,N b/N Z/o", &[1, 2], &[]),
+        ("one without a node's hint: the zone decides", "rrrr", "Z/N b/m Z b/p", &[1, 3], &[]),
+        ("none is for this node: the zone decides", "rrrr", "Z/l b/m Z/o b/p", &[1, 3], &[]),
+        ("hints for nodes alone", "rrr", "/N /m /N", &[1, 3], &[]),
+        ("hints for nodes alone, none is ours", "rr", "/l /m", &[1, 2], &[]),
+        ("the lists need not contain each other", "RR", "b Z", &[2], &[1, 2]),
+        ("an endpoint here that is for another zone", "Rr", "b Z", &[2], &[1]),
+        ("the fallback does not ask for zones", "tt", "Z b", &[1, 2], &[]),
+        ("rule 52: a ready one elsewhere bars a draining one in this zone", "rt", "a Z", &[1], &[]),
+    ];
+    for (name, letters, hints, cluster, local) in table {
+        let categories = categorize(&hinted(letters, hints));
+        assert_eq!(numbers(&categories.cluster), *cluster, "{name}: cluster");
+        assert_eq!(numbers(&categories.local), *local, "{name}: local");
+        assert!(categories.any, "{name}: any");
+    }
+}
+
+#[test]
+fn rule_57_a_node_without_a_zone_follows_no_hint() {
+    let mut slice = slice("a", &[("", TCP, 80)], &[(1, true, true, false), (2, true, true, false)]);
+    slice.zone_hints = vec![["a".into()].into(), ["b".into()].into()];
+    (slice.endpoints[0].zones, slice.endpoints[1].zones) = (1, 2);
+    let cluster = |zone| numbers(&categorize(&gather(&[&slice], "", TCP, zone)).cluster);
+    assert_eq!(cluster(None), [1, 2]);
+    assert_eq!(cluster(Some("b")), [2]);
+    assert_eq!(cluster(Some("c")), [1, 2]);
 }
 
 fn slice(name: &str, ports: &[(&str, Protocol, u16)], endpoints: &[(u8, bool, bool, bool)]) -> EndpointSlice {
@@ -73,7 +129,8 @@ fn slice(name: &str, ports: &[(&str, Protocol, u16)], endpoints: &[(u8, bool, bo
         serving: *serving,
         terminating: *terminating,
         local: false,
-        hinted: false,
+        for_node: Hint::None,
+        zones: 0,
     };
     EndpointSlice {
         name: ObjectName::new("ns", name),
@@ -82,6 +139,7 @@ fn slice(name: &str, ports: &[(&str, Protocol, u16)], endpoints: &[(u8, bool, bo
         legacy: false,
         ports: ports.iter().map(port).collect(),
         endpoints: endpoints.iter().map(endpoint).collect(),
+        zone_hints: Vec::new(),
         trigger: Trigger::default(),
     }
 }
@@ -89,7 +147,7 @@ fn slice(name: &str, ports: &[(&str, Protocol, u16)], endpoints: &[(u8, bool, bo
 const TCP: Protocol = Protocol::Tcp;
 
 fn addresses(slices: &[&EndpointSlice], name: &str, protocol: Protocol) -> Vec<String> {
-    gather(slices, name, protocol).iter().map(|c| format!("{}:{}", c.addr, c.port)).collect()
+    gather(slices, name, protocol, None).iter().map(|c| format!("{}:{}", c.addr, c.port)).collect()
 }
 
 #[test]
@@ -124,10 +182,10 @@ fn rule_45_of_duplicates_one_that_does_not_terminate_counts() {
     let ready = slice("b", &[("", TCP, 80)], &[(1, true, true, false)]);
     let unready = slice("c", &[("", TCP, 80)], &[(1, false, true, false)]);
     for order in [[&terminating, &ready], [&ready, &terminating]] {
-        assert!(!gather(&order, "", TCP)[0].terminating && gather(&order, "", TCP)[0].ready);
+        assert!(!gather(&order, "", TCP, None)[0].terminating && gather(&order, "", TCP, None)[0].ready);
     }
     // Even one that is not ready: the endpoint is then not used at all.
     for order in [[&terminating, &unready], [&unready, &terminating]] {
-        assert_eq!(categorize(&gather(&order, "", TCP)), Categories::default());
+        assert_eq!(categorize(&gather(&order, "", TCP, None)), Categories::default());
     }
 }

@@ -10,7 +10,7 @@ use super::*;
 /// One step of a random history.
 #[derive(Clone, Debug)]
 enum Step {
-    Service { name: u8, ip: u8, ports: u8, local: bool, node_port: bool },
+    Service { name: u8, ip: u8, ports: u8, local: bool, node_port: bool, outside: u8 },
     DropService(u8),
     Slice { name: u8, of: u8, port: u8, endpoints: Vec<(u8, u8)> },
     DropSlice(u8),
@@ -25,8 +25,9 @@ enum Step {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let name = 0u8..4;
     let step = prop_oneof![
-        4 => (name.clone(), 0u8..3, 0u8..8, any::<bool>(), any::<bool>())
-            .prop_map(|(name, ip, ports, local, node_port)| Step::Service { name, ip, ports, local, node_port }),
+        4 => (name.clone(), 0u8..3, 0u8..8, any::<bool>(), any::<bool>(), any::<u8>()).prop_map(
+            |(name, ip, ports, local, node_port, outside)| Step::Service { name, ip, ports, local, node_port, outside }
+        ),
         2 => name.clone().prop_map(Step::DropService),
         6 => (0u8..5, name, 0u8..3, prop::collection::vec((1u8..9, 0u8..16), 0..6))
             .prop_map(|(name, of, port, endpoints)| Step::Slice { name, of, port, endpoints }),
@@ -43,14 +44,23 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 const PORTS: [&str; 3] = ["http", "dns", "x"];
 
-fn make_service(name: u8, ip: u8, ports: u8, local: bool, node_port: bool) -> Service {
+/// `outside`: bits for an external IP, a balancer's address (of two, which others may claim too), four source ranges (of
+/// which one is everybody), affinity and the policy of external addresses.
+fn make_service(name: u8, ip: u8, ports: u8, local: bool, node_port: bool, outside: u8) -> Service {
     let ports: Vec<_> = (0..3).filter(|i| ports >> i & 1 != 0).map(|i| (PORTS[i], 80 + i as u16)).collect();
     let mut made = service(&format!("s{name}"), ip, &ports);
     (made.created_secs, made.internal_local) = (i64::from(name % 2), local);
     if node_port {
-        (made.kind, made.external_local_asked) = (ServiceType::NodePort, true);
+        made.kind = ServiceType::NodePort;
         made.ports.iter_mut().for_each(|port| port.node_port = 30_000 + port.port);
     }
+    let bit = |bit: u8| outside >> bit & 1 != 0;
+    made.external_ips = if bit(0) { vec![[203, 0, 113, ip].into()] } else { Vec::new() };
+    made.load_balancer_ips = if bit(1) { vec![[203, 0, 113, name % 2].into()] } else { Vec::new() };
+    let ranges = ["203.0.113.0/24", "10.0.0.0/8", "192.0.2.0/24", "0.0.0.0/0"];
+    let asked = (2..).zip(ranges).filter(|(at, _)| bit(*at)).map(|(_, range)| range.parse().unwrap());
+    made.source_ranges_asked = asked.collect();
+    (made.affinity_secs, made.external_local_asked) = (bit(6).then_some(60), bit(7));
     made
 }
 
@@ -105,8 +115,8 @@ fn play(steps: &[Step], faults: &[u8], capacities: Capacities) -> (Rig, World) {
     rig.events(world.list());
     for step in steps {
         match step {
-            Step::Service { name, ip, ports, local, node_port } => {
-                let made = make_service(*name, *ip, *ports, *local, *node_port);
+            Step::Service { name, ip, ports, local, node_port, outside } => {
+                let made = make_service(*name, *ip, *ports, *local, *node_port, *outside);
                 world.services.insert(made.name.clone(), made.clone());
                 rig.sync.take(apply_service(made));
             }
@@ -158,6 +168,7 @@ proptest! {
         prop_assert_eq!(render::inconsistencies(&maps), Vec::<String>::new());
         prop_assert_eq!(render::render(&maps, render::Options::default()), render::render(&fresh, render::Options::default()));
         prop_assert_eq!(maps.names.len(), fresh.names.len(), "names leaked");
+        prop_assert_eq!(maps.source_ranges.len(), fresh.source_ranges.len(), "source ranges leaked");
         prop_assert!(maps.ports.keys().all(|id| maps.names.contains_key(id)), "words of ports that are gone");
         let failed = rig.sync.board().entries().into_iter().filter(|entry| entry.error.is_some()).count();
         prop_assert_eq!(failed, 0);
@@ -171,7 +182,15 @@ proptest! {
     /// The same where little fits: what is served is served whole, and no packet can meet a slot that is being written.
     #[test]
     fn small_maps_never_show_a_half_written_service(steps in steps(), faults in prop::collection::vec(0u8..8, 0..40)) {
-        let small = Capacities { services: 4, cluster_ips: 2, ports: 6, slots: 10, live: 8, ..Capacities::default() };
+        let small = Capacities {
+            services: 4,
+            cluster_ips: 2,
+            ports: 6,
+            slots: 10,
+            live: 8,
+            source_ranges: 3,
+            ..Capacities::default()
+        };
         let (mut rig, world) = play(&steps, &faults, small);
         rig.maps.heal();
         rig.events(world.list());

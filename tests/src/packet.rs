@@ -9,6 +9,7 @@ mod kernel;
 mod maps;
 mod netns;
 mod node;
+mod programs;
 mod ran;
 mod service;
 mod show;

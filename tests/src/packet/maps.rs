@@ -5,16 +5,13 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 
-use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use proxy_common::abi::{Config, Device, Flow, FlowKey, PortStats, Slot};
 use proxy_common::{Addr4, Addr6, Address, Family, Outcome, V4, V6};
 
 /// The maps of a loaded object.
 #[derive(Debug)]
-pub struct Maps {
-    pub(super) ebpf: Ebpf,
-}
+pub struct Maps(BTreeMap<String, Map>);
 
 /// A map of flows, confirmed or half open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,12 +38,22 @@ fn wrong(what: &str, error: impl std::fmt::Display) -> ! {
 }
 
 impl Maps {
+    /// Of an object.
+    pub(super) fn new(maps: impl Iterator<Item = (String, Map)>) -> Self {
+        Self(maps.collect())
+    }
+
+    /// The array that the stubs jump through.
+    pub(super) fn take_programs(&mut self) -> Map {
+        self.0.remove("PROGRAMS").expect("the object has PROGRAMS")
+    }
+
     fn map(&self, name: &str) -> &Map {
-        self.ebpf.map(name).unwrap_or_else(|| panic!("the object has no map {name}"))
+        self.0.get(name).unwrap_or_else(|| panic!("the object has no map {name}"))
     }
 
     fn map_mut(&mut self, name: &str) -> &mut Map {
-        self.ebpf.map_mut(name).unwrap_or_else(|| panic!("the object has no map {name}"))
+        self.0.get_mut(name).unwrap_or_else(|| panic!("the object has no map {name}"))
     }
 
     /// `CONFIG[0]`.

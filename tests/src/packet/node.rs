@@ -2,14 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use aya::maps::{Map, ProgramArray};
-use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
 use proxy_agent::dataplane::bpf::{Access, BpfDataplane};
 use proxy_agent::dataplane::pin::PinRoot;
@@ -20,12 +17,13 @@ use proxy_agent::k8s::manifest;
 use proxy_agent::model::{IpFamily, ObjectName, PortKey, Protocol};
 use proxy_agent::plan;
 use proxy_common::ABI_VERSION;
-use proxy_common::abi::{self, Config, NodeAddr, Role, program};
+use proxy_common::abi::{self, Config, NodeAddr, Role};
 
 use super::build::Packet;
-use super::kernel::{Entry, Meta};
+use super::kernel::Meta;
 use super::maps::{FromIp as _, Maps};
 use super::netns::{self, NetNs};
+use super::programs::Programs;
 use super::ran::{Hook, Ran};
 use super::service::Service;
 use super::world::{self, BRIDGE, Device, NODE_NAME, POD1, POD2, PORT1, PORT2, UPLINK};
@@ -40,9 +38,6 @@ static OBJECT: LazyLock<Vec<u8>> = LazyLock::new(|| match std::env::var_os(OBJEC
     }
     None => load::OBJECT.to_vec(),
 });
-
-/// Slots of `PROGRAMS` for the stubs, which in life are attached to devices.
-const STUBS: [(&str, u32); 2] = [(load::INGRESS_STUB, 14), (load::EGRESS_STUB, 15)];
 
 /// What a node is started with.
 #[derive(Clone, Copy, Debug)]
@@ -75,10 +70,7 @@ impl Default for Settings {
 pub struct Node {
     // Before the namespace: fields drop in order, and nothing may outlive it.
     dataplane: BpfDataplane,
-    ingress: Entry,
-    egress: Entry,
-    /// Without a holder the kernel would empty the array.
-    _programs: OwnedFd,
+    programs: Programs,
     /// The loaded maps.
     pub maps: Maps,
     index: Index,
@@ -97,18 +89,17 @@ impl Node {
     pub fn start_with(settings: Settings) -> Self {
         let netns = NetNs::enter();
         let mut ebpf = load_object(settings);
-        let programs = fill_slots(&mut ebpf);
-        let [ingress, egress] = STUBS.map(|(_, slot)| Entry::to_slot(programs.as_fd(), slot));
         let mut dataplane = open_dataplane(&ebpf);
         let snapshot = dataplane.dump().expect("new maps can be read");
         let now = Duration::from_secs(1000);
         let ledger = Ledger::restore(&snapshot, now);
-        let mut maps = Maps { ebpf };
+        let names: Vec<String> = ebpf.maps().map(|(name, _)| name.to_owned()).collect();
+        let mut maps = Maps::new(names.into_iter().filter_map(|name| Some((name.clone(), ebpf.take_map(&name)?))));
+        let programs = Programs::new(ebpf, maps.take_programs());
         configure(&mut maps, settings);
         describe_devices(&mut maps);
         let index = Index::default();
-        let mut node =
-            Self { dataplane, ingress, egress, _programs: programs, maps, index, ledger, now, _netns: netns };
+        let mut node = Self { dataplane, programs, maps, index, ledger, now, _netns: netns };
         for kind in [Kind::Service, Kind::EndpointSlice] {
             node.event(Event::Init(kind));
             node.event(Event::InitDone(kind));
@@ -200,6 +191,11 @@ impl Node {
         self.maps.put_device(&abi::Device { source_v4, source_v6, ..described(device) });
     }
 
+    /// Loads every program, whether or not a packet needs it.
+    pub fn load_all(&self) {
+        self.programs.load_all();
+    }
+
     /// Runs commands of `ip` on the node.
     pub fn ip(&self, lines: &str) {
         netns::ip_batch(lines);
@@ -254,8 +250,7 @@ impl Node {
 
     fn run(&self, hook: Hook, what: String, frame: &[u8], meta: Meta) -> Ran<'_> {
         let before = self.maps.counters();
-        let entry = if hook == Hook::Ingress { &self.ingress } else { &self.egress };
-        let left = entry.run(frame, meta);
+        let left = self.programs.entry(hook, frame, meta).run(frame, meta);
         Ran::new(self, hook, what, frame.to_vec(), meta, left, &before)
     }
 }
@@ -273,24 +268,6 @@ fn load_object(settings: Settings) -> Ebpf {
         loader.map_max_entries(v4, entries).map_max_entries(v6, entries);
     }
     loader.load(&OBJECT).unwrap_or_else(|e| panic!("cannot load the object (the packet tier needs root): {e}"))
-}
-
-/// Loads the programs into their slots, the stubs into slots of ours.
-fn fill_slots(ebpf: &mut Ebpf) -> OwnedFd {
-    let map = ebpf.take_map("PROGRAMS").expect("the object has PROGRAMS");
-    let Map::ProgramArray(data) = &map else { panic!("PROGRAMS is a program array") };
-    let fd = data.fd().as_fd().try_clone_to_owned().expect("a descriptor can be copied");
-    let mut programs: ProgramArray<_> = map.try_into().expect("PROGRAMS is a program array");
-    for (name, slot) in program::ALL.into_iter().chain(STUBS) {
-        let program: &mut SchedClassifier = ebpf
-            .program_mut(name)
-            .unwrap_or_else(|| panic!("the object has no program {name}"))
-            .try_into()
-            .expect("a tc classifier");
-        program.load().unwrap_or_else(|e| panic!("cannot load program {name}: {e}"));
-        programs.set(slot, program.fd().expect("loaded above"), 0).expect("PROGRAMS has this slot");
-    }
-    fd
 }
 
 /// Pins for a moment.

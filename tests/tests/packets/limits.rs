@@ -74,3 +74,8 @@ fn a_port_counts_its_new_flows_and_refused_packets(wire: Wire) {
     assert_eq!(node.arrives(POD1, &refused.opening()).counted(), [Outcome::RejectNoEndpoint]);
     assert_eq!(node.maps.port_stats(port_id), (1, 1));
 }
+
+#[test]
+fn every_program_passes_the_verifier() {
+    Node::start().load_all();
+}

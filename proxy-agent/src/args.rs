@@ -118,6 +118,17 @@ pub struct RunArgs {
     /// address. Loopback addresses never answer.
     #[arg(long, value_name = "CIDR|primary|all", value_delimiter = ',', default_value = "primary")]
     pub nodeport_addresses: Vec<String>,
+    /// Who is a pod of this node, and what is done to others
+    #[command(flatten)]
+    pub clients: ClientArgs,
+    /// Set entries of /proc/sys that are needed; `false` leaves all alone
+    ///
+    /// What was set is logged, listed by `fairlead check` and restored by `fairlead cleanup`.
+    #[arg(
+        long, value_name = "BOOL", default_value_t = true, default_missing_value = "true", num_args = 0..=1,
+        require_equals = true, action = clap::ArgAction::Set
+    )]
+    pub manage_sysctls: bool,
     /// Where /healthz and /livez are answered: an address, or one with a port; empty for nowhere
     ///
     /// `0.0.0.0` means every address of both families, as with kube-proxy.
@@ -149,6 +160,56 @@ pub struct RunArgs {
     /// Log format
     #[arg(long, value_enum, default_value_t = LogFormat::Text, help_heading = "Logging")]
     pub log_format: LogFormat,
+}
+
+/// Who is a pod of this node, and what is done to others. Flags that kube-proxy has too carry its names.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Clients")]
+pub struct ClientArgs {
+    /// How pods of this node are told from other clients, whose source is exchanged on the way to a ClusterIP
+    ///
+    /// `pod-device` where nothing else is said, `cluster-cidr` where --cluster-cidr is given.
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub detect_local_mode: Option<DetectLocalMode>,
+    /// Networks of the cluster's pods; of each family the first counts
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub cluster_cidr: Vec<String>,
+    /// The bridge of pods, for --detect-local-mode=bridge
+    #[arg(long, value_name = "NAME")]
+    pub pod_bridge_interface: Option<String>,
+    /// How names of pods' devices begin, for --detect-local-mode=prefix
+    #[arg(long, value_name = "TEXT")]
+    pub pod_interface_name_prefix: Option<String>,
+    /// Exchange the source of every request to a ClusterIP
+    #[arg(
+        long, value_name = "BOOL", default_value_t = false, default_missing_value = "true", num_args = 0..=1,
+        require_equals = true, action = clap::ArgAction::Set
+    )]
+    pub masquerade_all: bool,
+    /// The API server's range of NodePorts: no exchanged source takes a port of it
+    #[arg(long, value_name = "LOW-HIGH", default_value = "30000-32767")]
+    pub service_node_port_range: String,
+}
+
+/// How pods of this node are told from other clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DetectLocalMode {
+    /// They send on a device that is found to be a pod's, or a port of a bridge of pods
+    PodDevice,
+    /// Their address lies in --cluster-cidr
+    #[value(alias = "ClusterCIDR")]
+    ClusterCidr,
+    /// Their address lies in spec.podCIDRs of this node's Node object
+    #[value(alias = "NodeCIDR")]
+    NodeCidr,
+    /// They send on --pod-bridge-interface
+    #[value(alias = "BridgeInterface")]
+    Bridge,
+    /// They send on a device whose name begins with --pod-interface-name-prefix
+    #[value(alias = "InterfaceNamePrefix")]
+    Prefix,
+    /// They are not told apart: no source is exchanged on the way to a ClusterIP, and a Local policy holds for pods too
+    None,
 }
 
 /// Where Services come from: without either, the API of the cluster whose pod this is.

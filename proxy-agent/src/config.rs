@@ -13,7 +13,12 @@ use crate::dataplane::pin::PinRoot;
 use crate::devices::select::Selection;
 use crate::model::IpFamily;
 use crate::plan::node_ports::is_primary;
+use crate::source_ports::Span;
 use crate::telemetry::{self, LogFormat};
+
+mod clients;
+
+pub use clients::{LocalDevices, LocalPods, first_of_each_family};
 
 /// A value that cannot be used. Printed as it is, with exit code 2.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -177,6 +182,14 @@ pub struct Config {
     pub pins: PinRoot,
     /// Which addresses answer NodePorts.
     pub nodeport_addresses: NodePortAddresses,
+    /// Who is a pod of this node.
+    pub local_pods: LocalPods,
+    /// Whether every request to a ClusterIP is masqueraded.
+    pub masquerade_all: bool,
+    /// Ports that may be NodePorts.
+    pub node_port_range: Span,
+    /// Whether entries of /proc/sys may be set.
+    pub manage_sysctls: bool,
     /// Where health is answered.
     pub healthz: Option<SocketAddr>,
     /// Where metrics are answered.
@@ -212,6 +225,8 @@ impl TryFrom<RunArgs> for Config {
             devices,
             pins,
             nodeport_addresses,
+            clients,
+            manage_sysctls,
             healthz_bind_address,
             metrics_bind_address,
             attach,
@@ -230,6 +245,10 @@ impl TryFrom<RunArgs> for Config {
             devices: Selection::parse(&devices)?,
             pins: PinRoot::new(pins.pin_path)?,
             nodeport_addresses: NodePortAddresses::parse(&nodeport_addresses)?,
+            local_pods: LocalPods::parse(&clients)?,
+            masquerade_all: clients.masquerade_all,
+            node_port_range: clients::parse_node_port_range(&clients.service_node_port_range)?,
+            manage_sysctls,
             healthz: parse_bind_address("healthz-bind-address", &healthz_bind_address, HEALTHZ_PORT)?,
             metrics: parse_bind_address("metrics-bind-address", &metrics_bind_address, METRICS_PORT)?,
             attach,
@@ -342,7 +361,7 @@ mod tests {
     use super::*;
     use crate::args::{Cli, Command};
 
-    fn config(flags: &str) -> Result<Config, Invalid> {
+    pub(super) fn config(flags: &str) -> Result<Config, Invalid> {
         let line = format!("fairlead run --manifests m {flags}");
         match Cli::try_parse_from(line.split_whitespace()).unwrap().command {
             Command::Run(args) => Config::try_from(*args),
@@ -362,6 +381,15 @@ mod tests {
         assert_eq!(config.nodeport_addresses, NodePortAddresses::Primary);
         assert_eq!(config.sizes.flows, proxy_common::abi::sizes::FLOWS);
         assert_eq!(config.source, Source::Manifests("m".into()));
+        assert!(config.manage_sysctls && !config.masquerade_all);
+        assert_eq!(config.node_port_range, 30_000..=32_767);
+    }
+
+    #[test]
+    fn a_switch_is_set_as_kube_proxys_flags_are() {
+        assert!(config("--masquerade-all").unwrap().masquerade_all);
+        assert!(!config("--masquerade-all=false").unwrap().masquerade_all);
+        assert!(!config("--manage-sysctls=false").unwrap().manage_sysctls);
     }
 
     #[test]

@@ -413,6 +413,8 @@ pub enum Subject {
     Node,
     /// The networks that ClusterIPs come from.
     ServiceCidrs,
+    /// The source ports of masquerade.
+    SourcePorts,
     /// What an earlier agent left behind and nobody claims.
     Leftovers,
 }
@@ -422,7 +424,7 @@ impl Subject {
     pub fn into_service(self) -> Option<ObjectName> {
         match self {
             Self::Service(name) => Some(name),
-            Self::Node | Self::ServiceCidrs | Self::Leftovers => None,
+            Self::Node | Self::ServiceCidrs | Self::SourcePorts | Self::Leftovers => None,
         }
     }
 }
@@ -433,6 +435,7 @@ impl fmt::Display for Subject {
             Self::Service(name) => write!(f, "Service {name}"),
             Self::Node => f.write_str("node addresses"),
             Self::ServiceCidrs => f.write_str("ServiceCIDRs"),
+            Self::SourcePorts => f.write_str("source ports of masquerade"),
             Self::Leftovers => f.write_str("leftovers"),
         }
     }

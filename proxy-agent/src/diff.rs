@@ -247,7 +247,7 @@ impl Ledger {
         let name = match &change.subject {
             Subject::Service(name) => name,
             Subject::Leftovers => return self.stale_ports.clear(),
-            Subject::Node | Subject::ServiceCidrs => return,
+            Subject::Node | Subject::ServiceCidrs | Subject::SourcePorts => return,
         };
         let Some(held) = self.services.get_mut(name) else { return };
         for key in &held.ports {

@@ -10,17 +10,16 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
-use proxy_common::abi::Config as Settings;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::args::RunArgs;
-use crate::config::{self, Config, Invalid, NodePortAddresses};
+use crate::config::{self, Config, Invalid, LocalPods, NodePortAddresses};
 use crate::dataplane::attach::Attacher;
 use crate::dataplane::bpf::{Access, BpfDataplane};
 use crate::dataplane::probe::{self, kube_proxy};
-use crate::dataplane::settings::SettingsMap;
+use crate::dataplane::settings::{SettingsMap, Wanted};
 use crate::dataplane::{load, sys};
 use crate::devices::desired::Wishes;
 use crate::devices::{Devices, NodeAddresses};
@@ -39,14 +38,13 @@ use crate::source::folder::Folder;
 use crate::startup::{self, Found};
 use crate::status::{self, file::StatusFile};
 use crate::sync::{self, Input, Listeners};
-use crate::{gc, telemetry};
+use crate::sysctl::Sysctls;
+use crate::{gc, settings, telemetry};
 
 /// Wrong usage.
 const USAGE: u8 = 2;
 /// Events that may wait for the control plane: a full list passes in pieces.
 const INPUTS: usize = 1_024;
-/// How often kube-proxy is looked for.
-const KUBE_PROXY_INTERVAL: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Runs until a signal or a failure; the exit code says which.
 pub fn main(args: RunArgs) -> ExitCode {
@@ -139,12 +137,28 @@ async fn start(config: Config) -> anyhow::Result<Tasks> {
     let health = Arc::new(Health::default());
     // First, because a folder or kubeconfig that is not there should be said before anything is touched.
     let (source, events) = source(&config, &node, &health, &mut tasks).await?;
-    let (attacher, found) = load(&config)?;
-    let wishes = Wishes { selection: config.devices.clone(), nodeport_addresses: config.nodeport_addresses.clone() };
+    let rules = settings::Rules {
+        masquerade_all: config.masquerade_all,
+        local_pods: config.local_pods.clone(),
+        node_ports: config.node_port_range.clone(),
+        manage_sysctls: config.manage_sysctls,
+    };
+    let sysctls = Sysctls::of(&config.pins).context("cannot identify the network namespace")?;
+    let mut settled = settings::Node::new(rules, sysctls);
+    let kube_proxy = kube_proxy::stands().context("cannot look for kube-proxy's rules")?;
+    let first = settled.first(kube_proxy);
+    let (attacher, found) = load(&config, &first)?;
+    let pods = match &config.local_pods {
+        LocalPods::Devices(devices) => Some(devices.clone()),
+        LocalPods::Networks(_) | LocalPods::OfNode | LocalPods::Unknown => None,
+    };
+    let nodeport_addresses = config.nodeport_addresses.clone();
+    let wishes = Wishes { selection: config.devices.clone(), nodeport_addresses, pods };
     let (devices, addresses) = Devices::start(attacher, &config.pins, wishes).await?;
     let dataplane = BpfDataplane::open(&config.pins, Access::Write)?;
     let flows = FlowMaps::open(&config.pins)?;
     let settings = SettingsMap::open(&config.pins)?;
+    let (own_pods, pod_cidrs) = watch::channel(None);
     let stats = Stats::open(&config.pins).context("cannot use map STATS")?;
 
     let answering = match (&config.nodeport_addresses, &config.source) {
@@ -159,8 +173,15 @@ async fn start(config: Config) -> anyhow::Result<Tasks> {
     let (own, node_addresses) = watch::channel(NodeAddresses::new());
     let (used, flow_use) = watch::channel(FlowUse::default());
     let (news, status) = mpsc::unbounded_channel();
-    let listeners =
-        Listeners { news, checks, addresses: own, health: Arc::clone(&health), syncs: metrics.syncs.clone() };
+    let of_node = settings::Inputs { pod_cidrs, news: news.clone() };
+    let listeners = Listeners {
+        news,
+        checks,
+        addresses: own,
+        pod_cidrs: own_pods,
+        health: Arc::clone(&health),
+        syncs: metrics.syncs.clone(),
+    };
     let sources = Sources { stats, control_plane: inputs.clone(), flows: flow_use, devices: devices.census() };
     let node_ports = node_ports::Inputs {
         checks: health_checks,
@@ -184,7 +205,7 @@ async fn start(config: Config) -> anyhow::Result<Tasks> {
     if let Some(addr) = config.metrics {
         tasks.serve("the metrics server", metrics::server::run(addr, metrics, sources));
     }
-    tasks.spawn("the watch for kube-proxy", watch_kube_proxy(settings));
+    tasks.spawn("the settings' task", settings::run(settings, settled, first, of_node));
     events.tell(Notice {
         about: About::Node,
         severity: Severity::Normal,
@@ -220,13 +241,12 @@ async fn source(
 }
 
 /// Loads the programs and makes ready to attach them.
-fn load(config: &Config) -> anyhow::Result<(Attacher, Found)> {
+fn load(config: &Config, settings: &Wanted) -> anyhow::Result<(Attacher, Found)> {
     let lock = config.pins.lock()?;
     let features = probe::features()
         .context("cannot load a program to try out the kernel; `fairlead check` says what is missing")?;
     let ipv6 = probe::has_ipv6();
-    let kube_proxy = kube_proxy::stands().context("cannot look for kube-proxy's rules")?;
-    let found = Found { features, ipv6, kube_proxy };
+    let found = Found { features, ipv6, kube_proxy: settings.kube_proxy };
     tracing::debug!(?found, "kernel features");
     let object = match &config.ebpf_object {
         Some(file) => {
@@ -243,7 +263,7 @@ fn load(config: &Config) -> anyhow::Result<(Attacher, Found)> {
         sizes: &config.sizes,
         ipv6,
         features,
-        kube_proxy,
+        settings,
         half_open_secs: config.half_open_secs,
         rejects_per_sec: config.rejects_per_sec,
     })?;
@@ -272,22 +292,5 @@ async fn relay(
             }
         };
         inputs.send(input).await.context("the control plane ended")?;
-    }
-}
-
-/// Keeps the flag of `CONFIG` in step with kube-proxy's rules: once they are gone, TCP that nobody knows is refused.
-async fn watch_kube_proxy(mut settings: SettingsMap) -> anyhow::Result<()> {
-    let mut ticks = tokio::time::interval(KUBE_PROXY_INTERVAL);
-    let mut known = None;
-    loop {
-        ticks.tick().await;
-        let stands = kube_proxy::stands().context("cannot look for kube-proxy's rules")?;
-        let before = known.replace(stands);
-        if before != Some(stands) {
-            settings.set_flag(Settings::KUBE_PROXY, stands)?;
-        }
-        if before.is_some_and(|before| before != stands) {
-            tracing::info!(stands, "kube-proxy's rules came or went");
-        }
     }
 }

@@ -155,7 +155,7 @@ impl Board {
     fn entry(&self, subject: &Subject) -> Option<Entry> {
         let service = match subject {
             Subject::Service(name) => Some(name.to_string()),
-            Subject::Node | Subject::ServiceCidrs | Subject::Leftovers => None,
+            Subject::Node | Subject::ServiceCidrs | Subject::SourcePorts | Subject::Leftovers => None,
         };
         let error = self.failures.get(subject).map(|failure| failure.message.clone());
         let unserved: Vec<_> = self.unserved.get(subject).into_iter().flatten().map(ToString::to_string).collect();

@@ -71,7 +71,7 @@ pub(super) fn main(args: CheckArgs) -> anyhow::Result<ExitCode> {
     }
     bpffs(&mut report, &pins);
     let devices = devices(&mut report);
-    sysctl::check(&mut report, devices.as_ref());
+    sysctl::check(&mut report, &pins, devices.as_ref());
     let ipv6 = probe::has_ipv6();
     let memory = memory::table(&load::sized_shapes(&sizes, ipv6)?);
     let verdict = if report.can_run() { "Fairlead can run here." } else { "Fairlead cannot run here: see MISSING." };
@@ -169,7 +169,8 @@ fn devices(report: &mut Report) -> Option<Desired> {
         Ok(events) => {
             let mut inventory = Inventory::default();
             inventory.replace(events);
-            let wishes = Wishes { selection: Selection::default(), nodeport_addresses: NodePortAddresses::Primary };
+            let nodeport_addresses = NodePortAddresses::Primary;
+            let wishes = Wishes { selection: Selection::default(), nodeport_addresses, pods: None };
             Some(desired(&inventory, &wishes))
         }
         Err(error) => {

@@ -12,6 +12,7 @@ use crate::dataplane::pin::{self, PinError, PinRoot};
 use crate::dataplane::sys;
 use crate::devices::netlink;
 use crate::status::file::StatusFile;
+use crate::sysctl::{Set, Sysctls};
 
 /// The directories of a version, in the order in which they go: programs stop before their maps do.
 const KINDS: [(&str, &str); 3] = [("links", "link"), ("programs", "program"), ("maps", "map")];
@@ -32,6 +33,14 @@ pub(super) fn main(args: PinArgs) -> anyhow::Result<ExitCode> {
     remove_filters(&mut report, &mut problems)?;
     for version in pin::names(pins.path())?.iter().filter(|name| is_version(name)) {
         remove_version(&pins.path().join(version), &mut report, &mut problems);
+    }
+    let sysctls = Sysctls::of(&pins)?;
+    match sysctls.restore() {
+        Ok(restored) => {
+            let line = |set: &Set| format!("took {} out of {} again", set.added, set.entry.replace('/', "."));
+            report.extend(restored.iter().map(line));
+        }
+        Err(error) => problems.push(format!("cannot restore what {} says: {error}", sysctls.record().display())),
     }
     let status = StatusFile::of(&pins);
     match status.remove() {

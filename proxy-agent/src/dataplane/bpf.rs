@@ -4,6 +4,8 @@ pub mod grace;
 pub mod mmap;
 mod value;
 
+pub(super) use value::{of_words, words_of};
+
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;

@@ -14,6 +14,7 @@ use proxy_common::abi::{Config as Settings, program};
 use super::names;
 use super::pin::{self, PinError, PinRoot};
 use super::probe::Features;
+use super::settings::Wanted;
 use super::sys;
 use crate::config::Sizes;
 
@@ -194,8 +195,8 @@ pub struct Options<'a> {
     pub ipv6: bool,
     /// What the kernel can do.
     pub features: Features,
-    /// Whether kube-proxy's rules stand.
-    pub kube_proxy: bool,
+    /// See `CONFIG`.
+    pub settings: &'a Wanted,
     /// See `CONFIG`.
     pub half_open_secs: u32,
     /// See `CONFIG`.
@@ -361,7 +362,8 @@ fn configure(ebpf: &mut Ebpf, options: &Options<'_>) -> Result<(), LoadError> {
             sys::random_u64().map_err(|source| LoadError::System { op: "draw a random number", source })?.max(1);
     }
     settings.abi_version = ABI_VERSION;
-    settings.flags = options.features.flags() | if options.kube_proxy { Settings::KUBE_PROXY } else { 0 };
+    settings.flags = settings.flags & !Settings::FIB_SOURCE | options.features.flags();
+    options.settings.fill(&mut settings);
     settings.new_timeout_secs = options.half_open_secs;
     settings.reject_per_sec = options.rejects_per_sec;
     config.set(0, settings, 0).map_err(failed)
@@ -409,7 +411,17 @@ mod tests {
     #[test]
     fn every_size_reaches_its_maps() {
         let shapes = sized_shapes(&TINY, true).unwrap();
-        let fixed = ["CONFIG", "FILTER", "NODE_PORTS", "PROGRAMS", "STATS", "REJECTS", "SVC_CIDRS_V4", "SVC_CIDRS_V6"];
+        let fixed = [
+            "CONFIG",
+            "FILTER",
+            "NODE_PORTS",
+            "PROGRAMS",
+            "STATS",
+            "REJECTS",
+            "CURSORS",
+            "SVC_CIDRS_V4",
+            "SVC_CIDRS_V6",
+        ];
         for (name, shape) in shapes.iter().filter(|(name, _)| is_pinned(name) && !fixed.contains(&name.as_str())) {
             assert_eq!(shape.max_entries, 1, "{name} has no flag for its size");
         }

@@ -8,7 +8,7 @@ use proxy_common::abi::{self, NodeAddr, Role};
 use super::inventory::{Device, Inventory, MAIN_TABLE};
 use super::role::{Decision, decide};
 use super::select::Selection;
-use crate::config::NodePortAddresses;
+use crate::config::{LocalDevices, NodePortAddresses};
 
 /// A device as it should be served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +45,8 @@ pub struct Wishes {
     pub selection: Selection,
     /// `--nodeport-addresses`.
     pub nodeport_addresses: NodePortAddresses,
+    /// `--detect-local-mode`, where devices tell who is a pod of this node.
+    pub pods: Option<LocalDevices>,
 }
 
 /// Computes what should be.
@@ -60,7 +62,7 @@ pub fn desired(inventory: &Inventory, wishes: &Wishes) -> Desired {
                 let served = Served {
                     name: device.link.name.clone(),
                     epoch: device.epoch,
-                    entry: entry(inventory, device, role),
+                    entry: entry(inventory, device, role, wishes),
                     role,
                     programs: decision.carries_programs(),
                     foreign_egress: device.foreign_egress,
@@ -77,12 +79,12 @@ pub fn desired(inventory: &Inventory, wishes: &Wishes) -> Desired {
     desired
 }
 
-fn entry(inventory: &Inventory, device: &Device, role: Role) -> abi::Device {
+fn entry(inventory: &Inventory, device: &Device, role: Role, wishes: &Wishes) -> abi::Device {
     let master = device.link.master.and_then(|index| inventory.device(index));
     let source = |v4: bool| preferred_source(inventory, device, v4);
     abi::Device {
         role: role as u8,
-        flags: 0,
+        flags: if pods_send_on(device, master, role, wishes.pods.as_ref()) { abi::Device::PODS } else { 0 },
         mac: device.link.mac,
         master: master.map_or(0, |m| m.link.index),
         master_mac: master.map_or([0; 6], |m| m.link.mac),
@@ -97,6 +99,17 @@ fn entry(inventory: &Inventory, device: &Device, role: Role) -> abi::Device {
         },
         table: 0,
         ifindex: device.link.index,
+    }
+}
+
+/// True if what arrives on the device comes from pods of this node (rule 71).
+fn pods_send_on(device: &Device, master: Option<&Device>, role: Role, pods: Option<&LocalDevices>) -> bool {
+    let mut names = [Some(device), master].into_iter().flatten().map(|device| device.link.name.as_str());
+    match pods {
+        None => false,
+        Some(LocalDevices::Found) => matches!(role, Role::Pod | Role::BridgePort),
+        Some(LocalDevices::Bridge(bridge)) => names.any(|name| name == bridge),
+        Some(LocalDevices::Prefix(prefix)) => names.any(|name| name.starts_with(prefix)),
     }
 }
 
@@ -183,7 +196,7 @@ mod tests {
     use crate::devices::inventory::{Address, Event, Kind, Link};
 
     fn wishes() -> Wishes {
-        Wishes { selection: Selection::default(), nodeport_addresses: NodePortAddresses::Primary }
+        Wishes { selection: Selection::default(), nodeport_addresses: NodePortAddresses::Primary, pods: None }
     }
 
     fn ip(text: &str) -> IpAddr {
@@ -240,6 +253,24 @@ mod tests {
         let entry = desired.devices[&8].entry;
         assert_eq!((entry.master, entry.master_mac, v4(&entry)), (7, [2, 0, 0, 0, 0, 7], ip("10.244.1.1")));
         assert!(desired.devices[&8].programs && !desired.devices[&7].programs);
+    }
+
+    #[test]
+    fn rule_71_devices_of_pods_are_told_by_role_bridge_or_name() {
+        let mut inv = node();
+        inv.apply(Event::Link(link(7, "cni0", Kind::Bridge)));
+        inv.apply(Event::Link(Link { master: Some(7), ..link(8, "veth8", Kind::Veth) }));
+        inv.apply(Event::Link(Link { master: Some(7), ..link(9, "vxlan9", Kind::Tunnel) }));
+        let of = |pods: Option<LocalDevices>| {
+            let devices = desired(&inv, &Wishes { pods, ..wishes() }).devices;
+            let pods = devices.values().filter(|device| device.entry.flags & abi::Device::PODS != 0);
+            pods.map(|device| device.name.clone()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(of(None), "");
+        assert_eq!(of(Some(LocalDevices::Found)), "cali5 veth8 vxlan9");
+        assert_eq!(of(Some(LocalDevices::Bridge("cni0".to_owned()))), "cni0 veth8 vxlan9");
+        assert_eq!(of(Some(LocalDevices::Prefix("cali".to_owned()))), "cali5");
+        assert_eq!(of(Some(LocalDevices::Prefix("cni".to_owned()))), "cni0 veth8 vxlan9", "by its master's name");
     }
 
     #[test]

@@ -129,8 +129,8 @@ fn zone_set(mut zones: Vec<&str>, sets: &mut Vec<Box<[Box<str>]>>) -> u16 {
     }
     zones.sort_unstable();
     zones.dedup();
-    let same = |set: &Box<[Box<str>]>| set.iter().map(|name| &**name).eq(zones.iter().copied());
-    let place = sets.iter().position(same).unwrap_or_else(|| {
+    let same = |set: &[Box<str>]| set.iter().map(|name| &**name).eq(zones.iter().copied());
+    let place = sets.iter().position(|set| same(set)).unwrap_or_else(|| {
         sets.push(zones.iter().map(|name| Box::from(*name)).collect());
         sets.len() - 1
     });

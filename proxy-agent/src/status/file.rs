@@ -30,6 +30,16 @@ pub struct Said {
     pub entries: Vec<Entry>,
 }
 
+/// The directory of what the agent with these pins says. It follows from the place of the pins, which no two agents share.
+pub fn directory(pins: &PinRoot) -> PathBuf {
+    directory_below(Path::new(RUN_DIR), pins)
+}
+
+fn directory_below(dir: &Path, pins: &PinRoot) -> PathBuf {
+    let names = pins.path().components().filter(|part| matches!(part, Component::Normal(_)));
+    dir.join(names.collect::<PathBuf>())
+}
+
 /// The file of the agent with these pins.
 #[derive(Clone, Debug)]
 pub struct StatusFile {
@@ -37,14 +47,13 @@ pub struct StatusFile {
 }
 
 impl StatusFile {
-    /// Its place follows from the place of the pins, which no two agents share.
+    /// It lies in [`directory`].
     pub fn of(pins: &PinRoot) -> Self {
         Self::below(Path::new(RUN_DIR), pins)
     }
 
     fn below(dir: &Path, pins: &PinRoot) -> Self {
-        let names = pins.path().components().filter(|part| matches!(part, Component::Normal(_)));
-        Self { path: dir.join(names.collect::<PathBuf>()).join("status.json") }
+        Self { path: directory_below(dir, pins).join("status.json") }
     }
 
     /// Where it is.
@@ -94,6 +103,7 @@ impl StatusFile {
 /// One that cannot be written is reported and stops nothing.
 pub async fn follow(file: StatusFile, mut news: mpsc::UnboundedReceiver<News>) {
     let (mut entries, mut said, mut failed): (BTreeMap<Subject, Entry>, _, _) = (BTreeMap::new(), None, None);
+    let mut synced = false;
     let mut next = Said::default();
     loop {
         if said.as_ref() != Some(&next) {
@@ -108,6 +118,8 @@ pub async fn follow(file: StatusFile, mut news: mpsc::UnboundedReceiver<News>) {
         tokio::time::sleep(PAUSE).await;
         let mut more = Some(first);
         while let Some(News(changes)) = more {
+            // Others have something to tell before every Service was seen to.
+            synced |= changes.is_empty() || changes.iter().any(|(subject, _)| *subject != Subject::SourcePorts);
             for (subject, entry) in changes {
                 match entry {
                     Some(entry) => entries.insert(subject, entry),
@@ -116,7 +128,7 @@ pub async fn follow(file: StatusFile, mut news: mpsc::UnboundedReceiver<News>) {
             }
             more = news.try_recv().ok();
         }
-        next = Said { synced: true, entries: entries.values().cloned().collect() };
+        next = Said { synced, entries: entries.values().cloned().collect() };
     }
 }
 
@@ -157,6 +169,13 @@ mod tests {
         let task = tokio::spawn(follow(file.clone(), receiver));
         tokio::time::sleep(PAUSE).await;
         assert_eq!(file.read().unwrap().unwrap().0, Said::default());
+
+        let (_, ports) = entry("ports");
+        sender.send(News(vec![(Subject::SourcePorts, ports)])).unwrap();
+        tokio::time::sleep(2 * PAUSE).await;
+        let said = file.read().unwrap().unwrap().0;
+        assert_eq!((said.synced, said.entries.len()), (false, 1), "the control plane has said nothing yet");
+        sender.send(News(vec![(Subject::SourcePorts, None)])).unwrap();
 
         sender.send(News(vec![entry("a"), entry("b")])).unwrap();
         sender.send(News(vec![(entry("a").0, None)])).unwrap();

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -37,6 +38,8 @@ pub struct Listeners {
     pub checks: watch::Sender<HealthChecks>,
     /// Of the node's addresses, with what the kernel knows of them.
     pub addresses: watch::Sender<NodeAddresses>,
+    /// Of the networks of the own Node's pods, once it is known.
+    pub pod_cidrs: watch::Sender<Option<Vec<IpNet>>>,
     /// Of what waits and what is done.
     pub health: Arc<Health>,
     /// Of durations.
@@ -112,6 +115,13 @@ fn told<D: Dataplane>(sync: &mut Sync<D>, to: &Listeners, waited: Families, bega
     }
     if let Some(node) = sync.node() {
         to.health.node(node.leaving);
+        to.pod_cidrs.send_if_modified(|known| {
+            let changed = known.as_ref() != Some(&node.pod_cidrs);
+            if changed {
+                *known = Some(node.pod_cidrs.clone());
+            }
+            changed
+        });
     }
     behind
 }

@@ -1,16 +1,23 @@
-//! Entries of /proc/sys that decide whether translated packets reach anybody. Nothing is changed.
+//! Entries of /proc/sys that decide whether translated packets reach anybody, and what an agent has set. Nothing is
+//! changed.
 
 use std::fs;
 
 use super::{Report, Weight};
+use crate::dataplane::pin::PinRoot;
 use crate::devices::desired::Desired;
+use crate::source_ports::{ENOUGH, RESERVED, SourcePorts, Span, span_text};
+use crate::sysctl::Sysctls;
 
 /// The range that the API server allocates NodePorts from by default.
-const NODE_PORTS: (u16, u16) = (30_000, 32_767);
+const NODE_PORTS: Span = 30_000..=32_767;
 
-pub(super) fn check(report: &mut Report, devices: Option<&Desired>) {
+pub(super) fn check(report: &mut Report, pins: &PinRoot, devices: Option<&Desired>) {
     forwarding(report);
-    port_range(report);
+    match Sysctls::of(pins) {
+        Ok(sysctls) => ports(report, &sysctls),
+        Err(error) => report.add(Weight::Note, format!("cannot identify the network namespace: {error}")),
+    }
     bridges(report);
     for device in devices.into_iter().flat_map(|d| d.devices.values()).filter(|d| d.programs) {
         reverse_path(report, &device.name);
@@ -37,31 +44,41 @@ fn forwarding(report: &mut Report) {
     }
 }
 
-fn port_range(report: &mut Report) {
-    let range = read("net/ipv4/ip_local_port_range").and_then(|text| parse_range(&text));
-    let reserved = read("net/ipv4/ip_local_reserved_ports").unwrap_or_default();
-    match range {
-        Some((low, high)) if low <= NODE_PORTS.1 && high >= NODE_PORTS.0 && reserved.is_empty() => report.add(
+fn ports(report: &mut Report, sysctls: &Sysctls) {
+    let (range, reserved) = sysctls.local_ports();
+    let meets = *range.start() <= *NODE_PORTS.end() && *range.end() >= *NODE_PORTS.start();
+    if meets && !reserved.holds(&NODE_PORTS) {
+        report.add(
             Weight::Note,
             format!(
-                "local ports {low}-{high} overlap NodePorts 30000-32767: the node's own connections may take one; \
-                     reserve them (net.ipv4.ip_local_reserved_ports=30000-32767)"
+                "local ports {} overlap NodePorts {}: the node's own connections may take one; reserve them \
+                 (net.ipv4.ip_local_reserved_ports)",
+                span_text(&range),
+                span_text(&NODE_PORTS)
             ),
-        ),
-        Some((low, high)) => {
-            report.add(Weight::Ok, format!("local ports {low}-{high}, reserved: {}", or_none(&reserved)));
-        }
-        None => {}
+        );
     }
-}
-
-fn parse_range(text: &str) -> Option<(u16, u16)> {
-    let mut numbers = text.split_whitespace().map(str::parse);
-    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
-}
-
-fn or_none(text: &str) -> &str {
-    if text.is_empty() { "none" } else { text }
+    let reserved_text = reserved.to_string();
+    let reserved_text = if reserved_text.is_empty() { "none" } else { &reserved_text };
+    report.add(Weight::Ok, format!("local ports {}, reserved: {reserved_text}", span_text(&range)));
+    let free = SourcePorts::free(&range, &reserved, &NODE_PORTS);
+    let text = format!("masquerade has {} source ports: {free}", free.count());
+    if free.count() < ENOUGH {
+        let remedy = format!("{} are reserved at the start, unless --manage-sysctls=false", span_text(&RESERVED));
+        report.add(Weight::Note, format!("{text}; {remedy}"));
+    } else {
+        report.add(Weight::Ok, text);
+    }
+    match sysctls.set() {
+        Ok(set) => set.iter().for_each(|set| {
+            let (entry, added) = (set.entry.replace('/', "."), &set.added);
+            report.add(
+                Weight::Note,
+                format!("{entry} was set by Fairlead: {added} added, `fairlead cleanup` restores it"),
+            );
+        }),
+        Err(error) => report.add(Weight::Note, format!("cannot read {}: {error}", sysctls.record().display())),
+    }
 }
 
 fn bridges(report: &mut Report) {
@@ -85,16 +102,5 @@ fn reverse_path(report: &mut Report, device: &str) {
             Weight::Note,
             format!("rp_filter is strict on {device}: replies that come back by another device are dropped"),
         );
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_port_range_is_two_numbers() {
-        assert_eq!(parse_range("32768\t60999"), Some((32_768, 60_999)));
-        assert_eq!(parse_range("32768"), None);
     }
 }

@@ -142,7 +142,8 @@ pub(super) fn tuple_of<F: Family>(key: &ServiceKey<F>) -> Option<Tuple> {
     Some(Tuple { addr: key.addr.into(), port: key.port, protocol: Protocol::from_number(key.proto)? })
 }
 
-fn words_of<T: Pod>(value: &T) -> Vec<u64> {
+/// A value as the words of an array's entry.
+pub(in crate::dataplane) fn words_of<T: Pod>(value: &T) -> Vec<u64> {
     // SAFETY: Pod values have no padding, so every byte is initialised.
     let bytes = unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast::<u8>(), size_of::<T>()) };
     bytes
@@ -151,7 +152,8 @@ fn words_of<T: Pod>(value: &T) -> Vec<u64> {
         .collect()
 }
 
-fn of_words<T: Pod>(words: &[u64]) -> T {
+/// The value that these words hold.
+pub(in crate::dataplane) fn of_words<T: Pod>(words: &[u64]) -> T {
     assert!(size_of::<T>() <= size_of_val(words), "a value longer than its words");
     // SAFETY: any bytes are a valid Pod value, and the assertion says that there are enough.
     unsafe { std::ptr::read_unaligned(words.as_ptr().cast()) }

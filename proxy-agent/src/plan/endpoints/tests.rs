@@ -76,9 +76,12 @@ fn hinted(letters: &str, hints: &str) -> Vec<Candidate> {
     found
 }
 
+/// What it shows, the endpoints, their hints, numbers of those in the cluster list and in the local list.
+type HintedRow = (&'static str, &'static str, &'static str, &'static [u8], &'static [u8]);
+
 #[test]
 fn rule_56_hints_count_where_every_ready_endpoint_has_them_and_one_is_for_here() {
-    let table: &[(&str, &str, &str, &[u8], &[u8])] = &[
+    let table: &[HintedRow] = &[
         ("every one has a zone, two have ours", "rrrr", "Z b Z b", &[1, 3], &[]),
         ("rule 55: the local list does not ask for zones", "RRrr", "Z b Z b", &[1, 3], &[1, 2]),
         ("none is for this zone", "rr", "a b", &[1, 2], &[]),

@@ -23,6 +23,7 @@ use crate::step::masquerade::Masquerade;
 use crate::step::reject::Answer;
 use crate::step::resolve::{Resolve, Seen};
 use crate::step::rewrite::Rewrite;
+use crate::step::service::Cidrs;
 use crate::step::{Argument as _, flow, forward, masquerade, reject, rewrite, service};
 
 /// A packet arrives on a device.
@@ -81,18 +82,25 @@ fn family(skb: &Skb) -> Option<bool> {
 
 /// What the filter says of an arriving packet's destination; `None`: too short to say.
 #[inline(always)]
-fn entering<F: Parse>(skb: &Skb) -> Option<u8> {
-    Some(maps::filter(&F::destination(skb)?))
+fn entering<F: Parse + Cidrs>(skb: &Skb) -> Option<u8> {
+    Some(asked_for::<F>(&F::destination(skb)?))
+}
+
+/// What the filter says of a destination. An address of a ServiceCIDR counts as a Service's, whether or not one has it.
+#[inline(always)]
+fn asked_for<F: Cidrs>(dst: &F::Addr) -> u8 {
+    let bits = maps::filter(dst);
+    if bits == 0 && service::may_be_unallocated::<F>(dst) { filter::SERVICE } else { bits }
 }
 
 /// What the filter says of a leaving packet: of its source, and of its destination if a process of the node sent it.
 #[inline(always)]
-fn leaving<F: Parse>(skb: &Skb) -> Option<u8> {
+fn leaving<F: Parse + Cidrs>(skb: &Skb) -> Option<u8> {
     let bits = maps::filter(&F::source(skb)?) & filter::ENDPOINT;
     if skb.ingress_ifindex() != 0 {
         return Some(bits);
     }
-    let dst = maps::filter(&F::destination(skb)?);
+    let dst = asked_for::<F>(&F::destination(skb)?);
     let direct = if dst & filter::ENDPOINT != 0 { filter::DIRECT } else { 0 };
     Some(bits | dst & filter::SERVICE | direct)
 }

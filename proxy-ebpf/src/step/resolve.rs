@@ -4,7 +4,7 @@ use proxy_common::Outcome;
 use proxy_common::abi::{Config, Direction, Flow, FlowKey, Role, Service, filter};
 use proxy_common::algo::timeout;
 
-use super::service::{self, Pods};
+use super::service::{self, Cidrs};
 use super::{Argument, flow};
 use crate::config;
 use crate::ctx::PacketCtx;
@@ -53,7 +53,7 @@ impl Seen {
 
 /// What is to be done: `RequestNew`, an endpoint is to be chosen; `DirectRewritten`, the tuple may be a Service flow's.
 #[inline(always)]
-fn resolve<F: Pods>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen) -> Outcome {
+fn resolve<F: Cidrs>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen) -> Outcome {
     let bits = seen.bits_of_filter();
     if key.dir == Direction::Out as u8 && bits & (filter::SERVICE | filter::DIRECT) == 0 {
         return Outcome::NotOurs;
@@ -82,7 +82,7 @@ fn resolve<F: Pods>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen
 
 /// The destination is no Service port. A ClusterIP refuses; an endpoint's own address is guarded against a clash.
 #[inline(always)]
-fn no_service<F: Pods>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen) -> Outcome {
+fn no_service<F: Cidrs>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen) -> Outcome {
     let bits = seen.bits_of_filter();
     if bits & filter::SERVICE != 0 && service::is_cluster_ip::<F>(&key.dst) {
         return match entered_for_us(skb, key, found) {
@@ -91,6 +91,9 @@ fn no_service<F: Pods>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: S
             true => Outcome::RejectUnknownPort,
             false => Outcome::LayerTwoTransit,
         };
+    }
+    if bits & (filter::SERVICE | filter::NODE) == filter::SERVICE && service::is_unallocated::<F>(&key.dst) {
+        return if entered_for_us(skb, key, found) { Outcome::DropUnallocated } else { Outcome::LayerTwoTransit };
     }
     if bits & flow::direct(key.direction()) != 0 && !cfg!(feature = "mutant-no-guard") {
         return Outcome::DirectRewritten;
@@ -121,5 +124,5 @@ fn mid_stream(seen: Seen) -> Outcome {
 
 subprograms! {
     /// [`resolve`] of a family, as a global subprogram.
-    Resolve: Pods => resolve(skb; seen: Seen) as resolve_v4, resolve_v6
+    Resolve: Cidrs => resolve(skb; seen: Seen) as resolve_v4, resolve_v6
 }

@@ -62,7 +62,7 @@ pub(crate) struct Choice {
 
 /// The run that a Service's policy names for this client, and whether its source is exchanged (rule 68).
 #[inline(always)]
-pub(crate) fn choice<F: Pods>(skb: &Skb, key: &FlowKey<F>, service: &Service) -> Option<Choice> {
+pub(crate) fn choice<F: Cidrs>(skb: &Skb, key: &FlowKey<F>, service: &Service) -> Option<Choice> {
     let port = maps::port(service.port_id)?;
     let outward = key.dir == Direction::Out as u8;
     let policy = Policy { word: word(port, offset_of!(policy)) };
@@ -91,14 +91,14 @@ pub(crate) fn choice<F: Pods>(skb: &Skb, key: &FlowKey<F>, service: &Service) ->
 
 /// A ClusterIP is the pods' own: who is none is masqueraded, if it can be told (rule 68).
 #[inline(always)]
-fn is_masqueraded_to_cluster_ip<F: Pods>(skb: &Skb, key: &FlowKey<F>) -> bool {
+fn is_masqueraded_to_cluster_ip<F: Cidrs>(skb: &Skb, key: &FlowKey<F>) -> bool {
     config::get().is_some_and(|c| c.flags & Config::MASQUERADE_ALL != 0) || is_pod::<F>(skb, key) == Some(false)
 }
 
 /// True if the packet comes from a pod of this node, as `--detect-local-mode` tells them (rule 71); `None`: it tells
 /// nothing.
 #[inline(always)]
-fn is_pod<F: Pods>(skb: &Skb, key: &FlowKey<F>) -> Option<bool> {
+fn is_pod<F: Cidrs>(skb: &Skb, key: &FlowKey<F>) -> Option<bool> {
     let config = config::get()?;
     if config.flags & Config::LOCAL_DEVICES != 0 {
         return Some(maps::device(skb.ifindex()).is_some_and(|d| d.flags & Device::PODS != 0));
@@ -117,27 +117,59 @@ pub(crate) fn is_within<A: Address>(addr: &A, network: &A, mask: &A) -> bool {
     ((a[0] & m[0]) ^ n[0]) | ((a[1] & m[1]) ^ n[1]) | ((a[2] & m[2]) ^ n[2]) | ((a[3] & m[3]) ^ n[3]) == 0
 }
 
-/// The CIDR of the pods, in `CONFIG`.
-pub(crate) trait Pods: Maps {
-    /// The flag that says that there is one.
-    const LOCAL_CIDR: u32;
-    /// Address and mask.
-    fn local_cidr(config: &Config) -> (&Self::Addr, &Self::Addr);
+/// True if the address lies in what all ServiceCIDRs have in common: most addresses are told by that alone.
+#[inline(always)]
+pub(crate) fn may_be_unallocated<F: Cidrs>(addr: &F::Addr) -> bool {
+    let Some(config) = config::get() else { return false };
+    if config.flags & F::SERVICE_CIDRS == 0 {
+        return false;
+    }
+    let (network, mask) = F::service_cidr(config);
+    is_within(addr, network, mask)
 }
 
-impl Pods for V4 {
+/// True if the address is a ServiceCIDR's and no Service has it.
+#[inline(never)]
+pub(crate) fn is_unallocated<F: Cidrs>(addr: &F::Addr) -> bool {
+    may_be_unallocated::<F>(addr)
+        && F::service_cidrs().get(&Key::new(8 * size_of::<F::Addr>() as u32, addr.copied())).is_some()
+}
+
+/// The CIDRs in `CONFIG`: address and mask of each.
+pub(crate) trait Cidrs: Maps {
+    /// The flag that says that pods are told by their address.
+    const LOCAL_CIDR: u32;
+    /// The flag that says that there are ServiceCIDRs.
+    const SERVICE_CIDRS: u32;
+    /// The pods'.
+    fn local_cidr(config: &Config) -> (&Self::Addr, &Self::Addr);
+    /// What all ServiceCIDRs have in common.
+    fn service_cidr(config: &Config) -> (&Self::Addr, &Self::Addr);
+}
+
+impl Cidrs for V4 {
     const LOCAL_CIDR: u32 = Config::LOCAL_CIDR_V4;
+    const SERVICE_CIDRS: u32 = Config::SERVICE_CIDRS_V4;
     #[inline(always)]
     fn local_cidr(config: &Config) -> (&Self::Addr, &Self::Addr) {
         (&config.local_v4, &config.local_mask_v4)
     }
+    #[inline(always)]
+    fn service_cidr(config: &Config) -> (&Self::Addr, &Self::Addr) {
+        (&config.service_v4, &config.service_mask_v4)
+    }
 }
 
-impl Pods for V6 {
+impl Cidrs for V6 {
     const LOCAL_CIDR: u32 = Config::LOCAL_CIDR_V6;
+    const SERVICE_CIDRS: u32 = Config::SERVICE_CIDRS_V6;
     #[inline(always)]
     fn local_cidr(config: &Config) -> (&Self::Addr, &Self::Addr) {
         (&config.local_v6, &config.local_mask_v6)
+    }
+    #[inline(always)]
+    fn service_cidr(config: &Config) -> (&Self::Addr, &Self::Addr) {
+        (&config.service_v6, &config.service_mask_v6)
     }
 }
 

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
-use proxy_common::abi::{Config, Device, Flow, FlowKey, PortStats, Slot};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, lpm_trie};
+use proxy_common::abi::{Affinity, AffinityKey, Config, Device, Flow, FlowKey, PortStats, Slot};
 use proxy_common::{Addr4, Addr6, Address, Family, Outcome, V4, V6};
 
 /// The maps of a loaded object.
@@ -139,6 +139,43 @@ impl Maps {
     pub fn age(&mut self, secs: u32) {
         self.age_family::<V4>(secs);
         self.age_family::<V6>(secs);
+    }
+
+    /// Lets time pass for the affinity of every client.
+    pub fn age_affinities(&mut self, secs: u32) {
+        self.age_affinities_of::<V4>(secs);
+        self.age_affinities_of::<V6>(secs);
+    }
+
+    fn age_affinities_of<F: Family>(&mut self, secs: u32) {
+        let name = if F::IS_V6 { "AFFINITY_V6" } else { "AFFINITY_V4" };
+        let map = self.map_mut(name);
+        let mut map: HashMap<_, AffinityKey<F>, Affinity> = map.try_into().unwrap_or_else(|e| wrong(name, e));
+        let entries: Vec<_> = map.iter().map(|entry| entry.unwrap_or_else(|e| wrong(name, e))).collect();
+        for (key, mut affinity) in entries {
+            affinity.last_new_secs = affinity.last_new_secs.wrapping_sub(secs);
+            map.insert(key, affinity, 0).unwrap_or_else(|e| wrong(name, e));
+        }
+    }
+
+    /// Adds a ServiceCIDR of this family, the only one.
+    pub fn put_service_cidr<F: Family>(&mut self, addr: F::Addr, prefix_len: u32, mask: F::Addr)
+    where
+        F::Addr: aya::Pod,
+    {
+        let name = if F::IS_V6 { "SVC_CIDRS_V6" } else { "SVC_CIDRS_V4" };
+        let mut map: LpmTrie<_, F::Addr, u32> = self.map_mut(name).try_into().unwrap_or_else(|e| wrong(name, e));
+        map.insert(&lpm_trie::Key::new(prefix_len, addr), 1, 0).unwrap_or_else(|e| wrong(name, e));
+        self.configure(|config| {
+            let (addr, mask) = (addr.words(), mask.words());
+            if F::IS_V6 {
+                config.flags |= Config::SERVICE_CIDRS_V6;
+                (config.service_v6, config.service_mask_v6) = (Addr6::of_words(addr), Addr6::of_words(mask));
+            } else {
+                config.flags |= Config::SERVICE_CIDRS_V4;
+                (config.service_v4, config.service_mask_v4) = (Addr4::of_words(addr), Addr4::of_words(mask));
+            }
+        });
     }
 
     fn age_family<F: Family>(&mut self, secs: u32) {

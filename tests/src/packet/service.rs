@@ -31,6 +31,10 @@ pub struct Service {
     endpoints: Vec<Endpoint>,
     internal: &'static str,
     external: &'static str,
+    affinity_secs: Option<u32>,
+    external_ips: Vec<IpAddr>,
+    balancer_ips: Vec<IpAddr>,
+    source_ranges: Vec<&'static str>,
 }
 
 impl Service {
@@ -38,7 +42,18 @@ impl Service {
     pub fn new(name: &'static str, cluster_ips: &[IpAddr]) -> Self {
         let (ports, endpoints) = (Vec::new(), Vec::new());
         let cluster_ips = cluster_ips.to_vec();
-        Self { name, cluster_ips, ports, endpoints, internal: "Cluster", external: "Cluster" }
+        Self {
+            name,
+            cluster_ips,
+            ports,
+            endpoints,
+            internal: "Cluster",
+            external: "Cluster",
+            affinity_secs: None,
+            external_ips: Vec::new(),
+            balancer_ips: Vec::new(),
+            source_ranges: Vec::new(),
+        }
     }
 
     /// With a port that leads to `target` of its endpoints.
@@ -66,6 +81,34 @@ impl Service {
     #[must_use]
     pub const fn external_local(mut self) -> Self {
         self.external = "Local";
+        self
+    }
+
+    /// With `sessionAffinity: ClientIP`.
+    #[must_use]
+    pub const fn affine(mut self, timeout_secs: u32) -> Self {
+        self.affinity_secs = Some(timeout_secs);
+        self
+    }
+
+    /// With one of `spec.externalIPs`.
+    #[must_use]
+    pub fn external_ip(mut self, addr: IpAddr) -> Self {
+        self.external_ips.push(addr);
+        self
+    }
+
+    /// With one of `status.loadBalancer.ingress`.
+    #[must_use]
+    pub fn balancer_ip(mut self, addr: IpAddr) -> Self {
+        self.balancer_ips.push(addr);
+        self
+    }
+
+    /// With one of `spec.loadBalancerSourceRanges`.
+    #[must_use]
+    pub fn source_range(mut self, cidr: &'static str) -> Self {
+        self.source_ranges.push(cidr);
         self
     }
 
@@ -111,11 +154,17 @@ impl Service {
     }
 
     fn service(&self) -> String {
-        let external = self.ports.iter().any(|port| port.node_port.is_some());
+        let balancer = !self.balancer_ips.is_empty();
+        let external =
+            balancer || !self.external_ips.is_empty() || self.ports.iter().any(|port| port.node_port.is_some());
         let mut yaml = format!(
             "apiVersion: v1\nkind: Service\nmetadata: {{name: {}, namespace: default}}\nspec:\n  type: {}\n",
             self.name,
-            if external { "NodePort" } else { "ClusterIP" },
+            match (balancer, external) {
+                (true, _) => "LoadBalancer",
+                (false, true) => "NodePort",
+                (false, false) => "ClusterIP",
+            },
         );
         let ips: Vec<_> = self.cluster_ips.iter().map(|ip| format!("\"{ip}\"")).collect();
         let first = ips.first().expect("a Service of these tests has a ClusterIP");
@@ -125,12 +174,23 @@ impl Service {
         if external {
             line(format!("externalTrafficPolicy: {}", self.external));
         }
+        if let Some(secs) = self.affinity_secs {
+            line("sessionAffinity: ClientIP".to_owned());
+            line(format!("sessionAffinityConfig: {{clientIP: {{timeoutSeconds: {secs}}}}}"));
+        }
+        let quoted = |addrs: &[IpAddr]| addrs.iter().map(|ip| format!("\"{ip}\"")).collect::<Vec<_>>().join(", ");
+        line(format!("externalIPs: [{}]", quoted(&self.external_ips)));
+        let ranges: Vec<_> = self.source_ranges.iter().map(|cidr| format!("\"{cidr}\"")).collect();
+        line(format!("loadBalancerSourceRanges: [{}]", ranges.join(", ")));
         line("ports:".to_owned());
         for port in &self.ports {
             let node_port = port.node_port.map(|n| format!(", nodePort: {n}")).unwrap_or_default();
             let Port { protocol, port, .. } = port;
             line(format!("- {{name: {}, port: {port}, protocol: {protocol}{node_port}}}", name(*protocol, *port)));
         }
+        let ingress: Vec<_> = self.balancer_ips.iter().map(|ip| format!("{{ip: \"{ip}\"}}")).collect();
+        writeln!(yaml, "status: {{loadBalancer: {{ingress: [{}]}}}}", ingress.join(", "))
+            .expect("strings take everything");
         yaml
     }
 

@@ -46,9 +46,13 @@ macro_rules! wires {
 }
 
 #[cfg(test)]
+mod affinity;
+#[cfg(test)]
 mod bridge;
 #[cfg(test)]
 mod cases;
+#[cfg(test)]
+mod classes;
 #[cfg(test)]
 mod evictions;
 mod flows;

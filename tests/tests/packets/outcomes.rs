@@ -4,7 +4,7 @@ use fairlead_tests::packet::{Wire, seen_outcomes};
 use proxy_agent::model::IpFamily;
 use proxy_common::Outcome;
 
-use crate::{bridge, flows, headers, limits, masquerade, node, policy, reject, tuples};
+use crate::{bridge, classes, flows, headers, limits, masquerade, node, policy, reject, tuples};
 
 /// A test that shows this outcome. A new outcome does not compile before it has one.
 fn shown_by(outcome: Outcome) -> fn() {
@@ -27,7 +27,8 @@ fn shown_by(outcome: Outcome) -> fn() {
         Outcome::DropNoSourcePort => {
             || masquerade::when_every_port_is_taken_the_packet_is_dropped_and_others_live(Wire::TCP_V4)
         }
-        Outcome::DropSourceRange | Outcome::DropUnallocated => todo!(),
+        Outcome::DropSourceRange => || classes::rule_21_a_client_in_no_source_range_is_dropped(Wire::TCP_V4),
+        Outcome::DropUnallocated => || classes::an_address_of_a_service_cidr_that_nobody_has_is_dropped(IpFamily::V4),
         Outcome::RejectNoEndpoint => || reject::rule_54_a_syn_without_any_endpoint_is_reset(IpFamily::V4),
         Outcome::RejectUnknownPort => || reject::rule_66_an_unknown_port_of_a_cluster_ip_is_refused(IpFamily::V4),
         Outcome::RejectNoFlow => || reject::a_segment_in_mid_stream_without_a_flow_is_reset(IpFamily::V4),

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::process::ExitCode;
 
-use proxy_common::abi::Role;
+use proxy_common::abi::{Device, Role};
 use serde::Serialize;
 
 use super::{Row, pins, show};
@@ -21,6 +21,8 @@ struct DeviceRow {
     mac: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     master: Option<String>,
+    /// What arrives here comes from pods of this node.
+    pods: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     source_v4: Option<IpAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -32,7 +34,7 @@ struct DeviceRow {
 
 impl Row for DeviceRow {
     const HEADER: &'static [&'static str] =
-        &["DEVICE", "IFINDEX", "ROLE", "INGRESS", "EGRESS", "MAC", "MASTER", "SOURCE"];
+        &["DEVICE", "IFINDEX", "ROLE", "INGRESS", "EGRESS", "PODS", "MAC", "MASTER", "SOURCE"];
 
     fn cells(&self) -> Vec<String> {
         let sources = [self.source_v4, self.source_v6].into_iter().flatten();
@@ -43,6 +45,7 @@ impl Row for DeviceRow {
             self.role.to_owned(),
             self.ingress.to_owned(),
             self.egress.to_owned(),
+            if self.pods { "yes" } else { "-" }.to_owned(),
             self.mac.clone(),
             self.master.clone().unwrap_or_else(|| "-".to_owned()),
             sources.join(","),
@@ -75,6 +78,7 @@ pub(super) fn main(args: &ShowArgs) -> anyhow::Result<ExitCode> {
                 ifindex,
                 role: role_of(entry.role),
                 mac: entry.mac.map(|byte| format!("{byte:02x}")).join(":"),
+                pods: entry.flags & Device::PODS != 0,
                 master: (entry.master != 0).then(|| name(entry.master)),
                 source_v4: given(entry.source_v4.into()),
                 source_v6: given(entry.source_v6.into()),

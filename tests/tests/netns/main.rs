@@ -58,6 +58,8 @@ mod reject;
 #[cfg(test)]
 mod restart;
 #[cfg(test)]
+mod settings;
+#[cfg(test)]
 mod status;
 #[cfg(test)]
 mod tuples;

@@ -8,7 +8,7 @@ use fairlead_lab::{Agent, AgentOptions, Ask, Proto, server::wait_until};
 
 use crate::cell::{Cell, Cluster, PATIENCE};
 
-const UNSERVED: &str = "not served with externalTrafficPolicy Cluster yet";
+const UNSERVED: &str = "older Service";
 
 #[test]
 fn what_is_not_served_is_shown_beside_the_maps() {
@@ -28,20 +28,24 @@ fn status_file(cluster: &Cluster) -> PathBuf {
 }
 
 fn shown(cluster: &Cluster) -> Result<()> {
+    let first = cluster.service("np");
+    let ask = Ask::new(Proto::Tcp, first.vip(false));
+    first.serve(&first.pods(&[0]), &cluster.lab.client.ns, ask)?;
+    // The second asks for the addresses that the first has, and has a NodePort of its own.
     let mut service = cluster.node_port_service("np");
-    service.spec.external_local = false;
+    service.spec.cluster_ips.clone_from(&first.spec.cluster_ips);
     let name = format!("default/{}", service.spec.name);
-    let ask = Ask::new(Proto::Tcp, service.vip(false));
-    service.serve(&service.pods(&[0]), &cluster.lab.client.ns, ask)?;
+    cluster.manifests.apply(&service.spec, &service.pods(&[0]))?;
     let mut agent = cluster.agent.lock().expect("no other case uses this cluster");
     let line = |text: &str| text.lines().any(|line| line.starts_with(&name) && line.contains(UNSERVED));
-    until("a line for the NodePort", &agent, &["services"], line)?;
+    until("a line for the second Service", &agent, &["services"], line)?;
     // A script finds it in a row of the same kind.
     let json: serde_json::Value = serde_json::from_str(&agent.fairlead(&["services", "-o", "json"])?)?;
     let rows = json.as_array().context("an array of rows")?;
     let of = |row: &&serde_json::Value| row["service"] == service.spec.name.as_str();
     let (unserved, served): (Vec<_>, Vec<_>) = rows.iter().filter(of).partition(|row| row["not_served"].is_string());
-    ensure!(served.len() == 4 && unserved.len() == 2, "{json:#}");
+    // Its NodePort is served for two families and two protocols; two ClusterIPs and their ports are not its own.
+    ensure!(served.len() == 4 && unserved.len() == 6, "{json:#}");
     ensure!(unserved.iter().all(|row| row["not_served"].as_str().is_some_and(|what| what.contains(UNSERVED))));
 
     // What it said outlives a crash, as the maps do, and the next agent says it anew.

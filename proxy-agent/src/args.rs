@@ -37,6 +37,8 @@ pub enum Command {
     Endpoints(ShowArgs),
     /// Show the flows in the kernel's maps, one line per connection
     Flows(ShowArgs),
+    /// Show which endpoint each client keeps, where a Service asks for session affinity
+    Affinity(ShowArgs),
     /// Show the devices that carry programs, with their role and attachment
     Devices(ShowArgs),
     /// Say whether this kernel can run Fairlead, what is missing, and what the maps cost

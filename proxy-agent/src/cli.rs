@@ -1,5 +1,6 @@
 //! The commands beside `run`, and the only modules that print to people.
 
+mod affinity;
 mod check;
 mod cleanup;
 mod devices;
@@ -48,6 +49,7 @@ pub fn main(command: Command) -> ExitCode {
         Command::Services(args) => services::main(&args),
         Command::Endpoints(args) => endpoints::main(&args),
         Command::Flows(args) => flows::main(&args),
+        Command::Affinity(args) => affinity::main(&args),
         Command::Devices(args) => devices::main(&args),
         Command::Check(args) => check::main(args),
         Command::Mount(args) => mount::main(args),

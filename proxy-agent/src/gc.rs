@@ -1,5 +1,6 @@
 //! Ageing: a sweep over the confirmed flows removes pairs that have been idle for too long, and learns which addresses
-//! live flows still use. Half-open flows need no sweep: their table evicts the oldest.
+//! live flows still use; then clients go that keep no endpoint any more. Half-open flows need no sweep: their table evicts
+//! the oldest.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -12,6 +13,7 @@ use proxy_common::algo::timeout::Timeouts;
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
+use crate::affinity::AffinityMaps;
 use crate::dataplane::{MapUse, sys};
 use crate::flows::{FamilyFlows, FlowMaps, FlowsError, Table, addresses};
 
@@ -53,7 +55,7 @@ where
     }
 }
 
-/// How full the flows' tables were at the last sweep.
+/// How full the tables of flows and of clients were at the last sweep.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FlowUse {
     /// Each table.
@@ -182,6 +184,7 @@ pub fn sweep(
 /// full table takes hundreds of milliseconds.
 pub async fn run(
     mut flows: FlowMaps,
+    mut clients: AffinityMaps,
     timeouts: Timeouts,
     interval: Duration,
     live: mpsc::Sender<HashSet<IpAddr>>,
@@ -193,20 +196,23 @@ pub async fn run(
         ticks.tick().await;
         let began = std::time::Instant::now();
         let result;
-        (flows, result) = match tokio::task::spawn_blocking(move || {
-            let result = sweep(&mut flows, sys::monotonic_secs(), &timeouts);
-            (flows, result)
+        (flows, clients, result) = match tokio::task::spawn_blocking(move || {
+            let now = sys::monotonic_secs();
+            let result = sweep(&mut flows, now, &timeouts).and_then(|swept| Ok((swept, clients.sweep(now)?)));
+            (flows, clients, result)
         })
         .await
         {
             Ok(done) => done,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         };
-        let (swept, addresses, now_used) = result?;
+        let ((swept, addresses, mut now_used), tables) = result?;
+        now_used.maps.extend(tables.map(|table| table.used));
+        let forgotten: u64 = tables.iter().map(|table| table.removed).sum();
         used.send_replace(now_used);
         let took_ms = began.elapsed().as_millis() as u64;
         let Swept { entries, removed, orphans } = swept;
-        tracing::debug!(entries, removed, orphans, took_ms, "swept the flows");
+        tracing::debug!(entries, removed, orphans, forgotten, took_ms, "swept flows and clients");
         // Nobody listens any more once the agent ends.
         if live.send(addresses).await.is_err() {
             return Ok(());

@@ -1,5 +1,6 @@
 //! Fairlead's agent: watches Services and EndpointSlices and keeps the eBPF maps in step.
 
+pub mod affinity;
 pub mod args;
 pub mod cli;
 pub mod config;

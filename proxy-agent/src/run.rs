@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::affinity::AffinityMaps;
 use crate::args::RunArgs;
 use crate::config::{self, Config, Invalid, LocalPods, NodePortAddresses};
 use crate::dataplane::attach::Attacher;
@@ -157,6 +158,7 @@ async fn start(config: Config) -> anyhow::Result<Tasks> {
     let (devices, addresses) = Devices::start(attacher, &config.pins, wishes).await?;
     let dataplane = BpfDataplane::open(&config.pins, Access::Write)?;
     let flows = FlowMaps::open(&config.pins)?;
+    let clients = AffinityMaps::open(&config.pins)?;
     let settings = SettingsMap::open(&config.pins)?;
     let (own_pods, pod_cidrs) = watch::channel(None);
     let stats = Stats::open(&config.pins).context("cannot use map STATS")?;
@@ -197,7 +199,7 @@ async fn start(config: Config) -> anyhow::Result<Tasks> {
     tasks.spawn("the source of Services", source.run(inputs.clone()));
     tasks.spawn("the devices' task", devices.run());
     tasks.spawn("the relay of addresses", relay(addresses, live_addresses, inputs));
-    tasks.spawn("the sweep over flows", gc::run(flows, config.timeouts, config.sweep_interval, live, used));
+    tasks.spawn("the sweep over flows", gc::run(flows, clients, config.timeouts, config.sweep_interval, live, used));
     tasks.spawn("the health checks of Services", node_ports::run(node_ports));
     if let Some(addr) = config.healthz {
         tasks.serve("the health server", health::server::run(addr, health, metrics.answers.clone()));

@@ -4,6 +4,7 @@ pub mod grace;
 pub mod mmap;
 mod value;
 
+pub(crate) use value::live_generation;
 pub(super) use value::{of_words, words_of};
 
 use std::io;
@@ -20,8 +21,8 @@ use proxy_common::{Family, V4, V6};
 use self::grace::Grace as GracePeriod;
 use self::mmap::MappedArray;
 use self::value::{
-    Failure, describe, insert, insert_network, is_full, live_generation, live_word, network_key, network_of, remove,
-    remove_network, slot_of, source_range_key, source_range_of, store_slot, tuple_of,
+    Failure, describe, insert, insert_network, is_full, live_word, network_key, network_of, remove, remove_network,
+    slot_of, source_range_key, source_range_of, store_slot, tuple_of,
 };
 use super::pin::PinRoot;
 use super::{Capacities, Dataplane, DataplaneError, Grace, MapName, MapOp, PortWord, Slot, Snapshot, Tuple, sys};

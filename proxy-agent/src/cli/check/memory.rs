@@ -11,6 +11,8 @@ use crate::dataplane::load::Shape;
 const ELEMENT: u64 = 48;
 const BUCKET: u64 = 16;
 const NO_PREALLOC: u32 = 1;
+/// `struct lpm_trie_node` before its data (kernel/bpf/lpm_trie.c): two children, prefix length and flags.
+const TRIE_NODE: u64 = 24;
 
 /// Bytes that a map takes when it is made, and at most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,6 +32,12 @@ fn cost(shape: &Shape, cpus: u64) -> Cost {
             let elements = entries * (ELEMENT + key + value);
             let at_start = if shape.flags & NO_PREALLOC == 0 { buckets + elements } else { buckets };
             Cost { at_start, at_most: buckets + elements }
+        }
+        Ok(bpf_map_type::BPF_MAP_TYPE_LPM_TRIE) => {
+            // Between n networks stand at most n - 1 nodes of the tree's own. The key begins with the prefix length, which
+            // the node counts as its own.
+            let node = (TRIE_NODE + u64::from(shape.key_size) - 4 + u64::from(shape.value_size)).next_power_of_two();
+            Cost { at_start: 0, at_most: (2 * entries).saturating_sub(1) * node }
         }
         Ok(bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY) => all(entries * value * cpus),
         _ => all(entries * value),
@@ -73,6 +81,15 @@ mod tests {
     fn a_sparse_hash_costs_its_buckets_at_first() {
         let services = cost(&shape(bpf_map_type::BPF_MAP_TYPE_HASH, 8, 8, 1_000, NO_PREALLOC), 2);
         assert_eq!(services, Cost { at_start: 1_024 * 16, at_most: 1_024 * 16 + 1_000 * 64 });
+    }
+
+    #[test]
+    fn a_trie_costs_what_stands_in_it_and_the_nodes_between() {
+        // Keys of 12 and 24 bytes, values of 4: nodes of 36 and 48 bytes, taken from the kernel's caches of 64.
+        let ranges = cost(&shape(bpf_map_type::BPF_MAP_TYPE_LPM_TRIE, 12, 4, 1_000, 1), 2);
+        assert_eq!(ranges, Cost { at_start: 0, at_most: 1_999 * 64 });
+        let ranges = cost(&shape(bpf_map_type::BPF_MAP_TYPE_LPM_TRIE, 24, 4, 1, 1), 2);
+        assert_eq!(ranges.at_most, 64);
     }
 
     #[test]

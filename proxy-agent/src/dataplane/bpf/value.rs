@@ -133,7 +133,7 @@ pub(super) fn live_word(generation: u32) -> u64 {
 }
 
 /// The generation in a word of `LIVE`.
-pub(super) fn live_generation(word: u64) -> u32 {
+pub(crate) fn live_generation(word: u64) -> u32 {
     of_words::<abi::Live>(&[word]).generation
 }
 

@@ -78,6 +78,8 @@ pub struct ShowArgs {
 pub enum Output {
     /// Aligned columns
     Table,
+    /// The same, with more columns where there are more
+    Wide,
     /// One JSON array
     Json,
 }

@@ -85,7 +85,7 @@ fn print(text: &str) -> anyhow::Result<()> {
 fn show<R: Serialize + Row>(rows: &[R], output: Output) -> anyhow::Result<ExitCode> {
     match output {
         Output::Json => print(&format!("{}\n", serde_json::to_string_pretty(rows)?))?,
-        Output::Table => print(&table(rows).to_string())?,
+        Output::Table | Output::Wide => print(&table(rows).to_string())?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -592,6 +592,12 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// The source ranges of a port.
+    pub fn ranges_of(&self, port_id: u32) -> impl Iterator<Item = &IpNet> {
+        let lowest = |id| (id, IpNet::V4(ipnet::Ipv4Net::default()));
+        self.source_ranges.range(lowest(port_id)..lowest(port_id.saturating_add(1))).map(|(_, net)| net)
+    }
+
     /// The slots of a family.
     pub const fn slots(&self, family: IpFamily) -> &BTreeMap<u32, Slot> {
         match family {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use aya::maps::{Map, MapData, PerCpuArray};
-use proxy_common::abi::{Class, Policy, Port, PortStats, RunVerdict};
+use proxy_common::abi::{Class, Policy, Port, PortStats, RunVerdict, Service};
 use serde::Serialize;
 
 use super::table::Table;
@@ -32,6 +32,12 @@ struct ServiceRow {
     /// What a packet meets where there is no endpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
     verdict: Option<&'static str>,
+    /// Timeout of session affinity.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    affinity_secs: Option<u32>,
+    /// Whose clients may use the address; everybody, if it has none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    source_ranges: Vec<String>,
     port_id: u32,
     new_flows: u64,
     refused: u64,
@@ -67,6 +73,33 @@ impl Row for ServiceRow {
     }
 }
 
+/// The same with the columns of `-o wide`.
+struct Wide<'a>(&'a ServiceRow);
+
+impl Row for Wide<'_> {
+    const HEADER: &'static [&'static str] = &[
+        "SERVICE",
+        "PORT",
+        "ADDRESS",
+        "CLASS",
+        "POLICY",
+        "ENDPOINTS",
+        "NEW-FLOWS",
+        "REFUSED",
+        "AFFINITY",
+        "SOURCE-RANGES",
+        "PORT-ID",
+    ];
+
+    fn cells(&self) -> Vec<String> {
+        let mut cells = self.0.cells();
+        cells.push(self.0.affinity_secs.map_or_else(|| "-".to_owned(), |secs| format!("{secs}s")));
+        cells.push(if self.0.source_ranges.is_empty() { "-".to_owned() } else { self.0.source_ranges.join(",") });
+        cells.push(self.0.port_id.to_string());
+        cells
+    }
+}
+
 pub(super) fn main(args: &ShowArgs) -> anyhow::Result<ExitCode> {
     let pins = pins(args)?;
     let maps = snapshot(&pins)?;
@@ -78,8 +111,10 @@ pub(super) fn main(args: &ShowArgs) -> anyhow::Result<ExitCode> {
             let rows: Vec<_> = served.iter().chain(&not_served).collect();
             print(&format!("{}\n", serde_json::to_string_pretty(&rows)?))?;
         }
-        Output::Table => {
-            print(&table(&served).to_string())?;
+        Output::Table | Output::Wide => {
+            let wide: Vec<_> = served.iter().map(Wide).collect();
+            let text = if args.output == Output::Wide { table(&wide) } else { table(&served) };
+            print(&text.to_string())?;
             if !not_served.is_empty() {
                 print(&format!("\n{}", not_served_table(&not_served)))?;
             }
@@ -154,7 +189,7 @@ fn rows(maps: &Snapshot, stats: &BTreeMap<u32, PortStats>) -> Vec<ServiceRow> {
         .iter()
         .map(|(tuple, service)| {
             let id = service.port_id;
-            row(maps, tuple, id, service.class, stats.get(&id))
+            row(maps, tuple, service, stats.get(&id))
         })
         .collect();
     rows.sort_by(|a, b| {
@@ -163,7 +198,10 @@ fn rows(maps: &Snapshot, stats: &BTreeMap<u32, PortStats>) -> Vec<ServiceRow> {
     rows
 }
 
-fn row(maps: &Snapshot, tuple: &Tuple, id: u32, class: u8, stats: Option<&PortStats>) -> ServiceRow {
+fn row(maps: &Snapshot, tuple: &Tuple, service: &Service, stats: Option<&PortStats>) -> ServiceRow {
+    let Service { port_id: id, class, flags, .. } = *service;
+    let guarded = flags & Service::SOURCE_RANGES != 0;
+    let ranges = maps.ranges_of(id).filter(|_| guarded);
     let port = maps.ports.get(&id).copied().unwrap_or(Port::UNUSED);
     let key = maps.names.get(&id);
     let flag = if class == Class::ClusterIp as u8 { Policy::INTERNAL_LOCAL } else { Policy::EXTERNAL_LOCAL };
@@ -183,6 +221,8 @@ fn row(maps: &Snapshot, tuple: &Tuple, id: u32, class: u8, stats: Option<&PortSt
             RunVerdict::Reject => "reject",
             RunVerdict::Drop => "drop",
         }),
+        affinity_secs: Some(port.policy.affinity_secs()).filter(|secs| *secs != 0),
+        source_ranges: ranges.map(|net| net.to_string()).collect(),
         port_id: id,
         new_flows: stats.map_or(0, |s| s.new_flows),
         refused: stats.map_or(0, |s| s.refused),
@@ -204,7 +244,7 @@ fn class_name(class: u8) -> &'static str {
 mod tests {
     use std::time::Duration;
 
-    use proxy_common::abi::{Run, Service};
+    use proxy_common::abi::Run;
 
     use super::*;
     use crate::model::{IpFamily, ObjectName, PortKey, Protocol};
@@ -254,12 +294,17 @@ mod tests {
             family: IpFamily::V4,
         };
         maps.names.insert(3, key("http"));
-        let port = Port { cluster: Run::new(5, 2, 0), policy: Policy::new(Policy::EXTERNAL_LOCAL, 0), ..Port::UNUSED };
+        let port = Port { cluster: Run::new(5, 2, 0), policy: Policy::new(Policy::EXTERNAL_LOCAL, 60), ..Port::UNUSED };
         maps.ports.insert(3, Port { local: Run::empty(RunVerdict::Drop, 0), ..port });
         let tuple = Tuple { addr: "10.96.0.1".parse().unwrap(), port: 80, protocol: Protocol::Tcp };
         maps.services.insert(tuple, Service::new(3, Class::ClusterIp));
         let node_port = Tuple::node_port(IpFamily::V4, 30_080, Protocol::Tcp);
         maps.services.insert(node_port, Service::new(3, Class::NodePort));
+        let balancer = Tuple { addr: "198.51.100.1".parse().unwrap(), ..tuple };
+        let guarded = Service { flags: Service::SOURCE_RANGES, ..Service::new(3, Class::LoadBalancer) };
+        maps.services.insert(balancer, guarded);
+        let ranges = [(2, "192.0.2.0/24"), (3, "10.0.0.0/8"), (3, "fd00::/8"), (4, "192.0.2.0/24")];
+        maps.source_ranges = ranges.map(|(id, net)| (id, net.parse().unwrap())).into();
         let stats = BTreeMap::from([(3, PortStats { new_flows: 7, refused: 1 })]);
 
         let lines: Vec<String> = rows(&maps, &stats).iter().map(|row| row.cells().join(" ")).collect();
@@ -267,8 +312,11 @@ mod tests {
             lines,
             [
                 "default/web http 10.96.0.1:80/TCP ClusterIP Cluster 2 7 1",
+                "default/web http 198.51.100.1:80/TCP LoadBalancer Local 0 (drop) 7 1",
                 "default/web http *:30080/TCP NodePort Local 0 (drop) 7 1",
             ]
         );
+        let wide: Vec<String> = rows(&maps, &stats).iter().map(|row| Wide(row).cells()[8..].join(" ")).collect();
+        assert_eq!(wide, ["60s - 3", "60s 10.0.0.0/8,fd00::/8 3", "60s - 3"]);
     }
 }

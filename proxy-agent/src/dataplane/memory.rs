@@ -225,7 +225,7 @@ impl Shared {
     fn check_guards(&mut self, port_id: u32) {
         let asks =
             |service: &abi::Service| service.port_id == port_id && service.flags & abi::Service::SOURCE_RANGES != 0;
-        if self.maps.services.values().any(asks) && !self.maps.source_ranges.iter().any(|(id, _)| *id == port_id) {
+        if self.maps.services.values().any(asks) && self.maps.ranges_of(port_id).next().is_none() {
             self.violations.push(format!("port id {port_id} asks for source ranges and has none"));
         }
     }

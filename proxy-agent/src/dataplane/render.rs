@@ -39,7 +39,7 @@ pub fn inconsistencies(maps: &Snapshot) -> Vec<String> {
         }
     }
     for (tuple, service) in maps.services.iter().filter(|(_, service)| service.flags & Service::SOURCE_RANGES != 0) {
-        if !maps.source_ranges.iter().any(|(id, _)| *id == service.port_id) {
+        if maps.ranges_of(service.port_id).next().is_none() {
             found.push(format!("{tuple} asks for source ranges and has none"));
         }
     }
@@ -151,8 +151,7 @@ impl Renderer<'_> {
             let guarded = maps.services.get(*tuple).is_some_and(|service| service.flags & Service::SOURCE_RANGES != 0);
             self.line(4, &format!("{what} -> {runs}{}", if guarded { ", from its source ranges only" } else { "" }));
         }
-        let ranges = maps.source_ranges.iter().filter(|(of, _)| *of == id);
-        let ranges: Vec<_> = ranges.map(|(_, net)| net.to_string()).collect();
+        let ranges: Vec<_> = maps.ranges_of(id).map(ToString::to_string).collect();
         if !ranges.is_empty() {
             self.line(4, &format!("source ranges: {}", ranges.join(", ")));
         }

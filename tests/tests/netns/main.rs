@@ -24,6 +24,8 @@ macro_rules! matrix {
 }
 
 #[cfg(test)]
+mod affinity;
+#[cfg(test)]
 mod bridge;
 #[cfg(test)]
 mod cell;

@@ -161,12 +161,14 @@ async fn start(config: Config) -> anyhow::Result<Tasks> {
     let clients = AffinityMaps::open(&config.pins)?;
     let settings = SettingsMap::open(&config.pins)?;
     let (own_pods, pod_cidrs) = watch::channel(None);
+    let (cluster_ips, service_networks) = watch::channel(None);
     let stats = Stats::open(&config.pins).context("cannot use map STATS")?;
 
     let answering = match (&config.nodeport_addresses, &config.source) {
         (NodePortAddresses::Primary, config::Source::Manifests(_)) => NodePorts::OfNodeOrGiven,
         (NodePortAddresses::Primary, _) => NodePorts::OfNode,
-        _ => NodePorts::Given,
+        (_, config::Source::Manifests(_)) => NodePorts::Given,
+        _ => NodePorts::GivenBesideNode,
     };
     let metrics = Arc::new(Metrics::new());
     let (inputs, control_plane) = mpsc::channel(INPUTS);
@@ -175,12 +177,13 @@ async fn start(config: Config) -> anyhow::Result<Tasks> {
     let (own, node_addresses) = watch::channel(NodeAddresses::new());
     let (used, flow_use) = watch::channel(FlowUse::default());
     let (news, status) = mpsc::unbounded_channel();
-    let of_node = settings::Inputs { pod_cidrs, news: news.clone() };
+    let of_node = settings::Inputs { pod_cidrs, service_networks, news: news.clone() };
     let listeners = Listeners {
         news,
         checks,
         addresses: own,
         pod_cidrs: own_pods,
+        service_networks: cluster_ips,
         health: Arc::clone(&health),
         syncs: metrics.syncs.clone(),
     };

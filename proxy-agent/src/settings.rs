@@ -1,5 +1,6 @@
 //! What programs read in `CONFIG`, kept in step while they run: with kube-proxy's rules, with the ports that the kernel
-//! gives to the node's sockets, with the networks of the node's pods.
+//! gives to the node's sockets, with the networks of the node's pods and
+//! of ClusterIPs.
 
 use std::io;
 use std::time::Duration;
@@ -104,6 +105,8 @@ fn too_few(ports: SourcePorts, set: Option<&io::Result<Set>>) -> String {
 pub struct Inputs {
     /// The networks of the own Node's pods.
     pub pod_cidrs: watch::Receiver<Option<Vec<IpNet>>>,
+    /// The networks around ClusterIPs.
+    pub service_networks: watch::Receiver<Option<Vec<IpNet>>>,
     /// Who shows what is wrong.
     pub news: mpsc::UnboundedSender<News>,
 }
@@ -129,6 +132,10 @@ pub async fn run(mut map: SettingsMap, mut node: Node, mut wanted: Wanted, mut i
             changed = inputs.pod_cidrs.changed() => {
                 changed.context("the control plane ended")?;
                 node.told(&mut wanted, inputs.pod_cidrs.borrow_and_update().as_ref());
+            }
+            changed = inputs.service_networks.changed() => {
+                changed.context("the control plane ended")?;
+                wanted.service_cidrs.clone_from(&inputs.service_networks.borrow_and_update());
             }
         }
         if before.kube_proxy != wanted.kube_proxy {

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use ipnet::IpNet;
 use tracing::{debug, info};
 
 use crate::dataplane::{Change, Dataplane, DataplaneError, Grace, MapOp, Snapshot, Subject};
@@ -54,6 +55,8 @@ pub struct Sync<D> {
     checks_moved: bool,
     /// The node's addresses as the kernel has them, until somebody asks.
     addresses: Option<NodeAddresses>,
+    /// The networks around ClusterIPs as the kernel has them, until somebody asks.
+    service_networks: Option<Vec<IpNet>>,
 }
 
 /// What was done since the start.
@@ -101,6 +104,7 @@ impl<D: Dataplane> Sync<D> {
             checks: HealthChecks::new(),
             checks_moved: false,
             addresses: None,
+            service_networks: None,
         })
     }
 
@@ -170,7 +174,8 @@ impl<D: Dataplane> Sync<D> {
         wakes.into_iter().flatten().min()
     }
 
-    /// Until when the first writes wait for the own Node: without it, NodePorts would be answered where they should not.
+    /// Until when the first writes wait for the own Node: without it, NodePorts would be answered where they should not, and
+    /// endpoints of other zones used.
     fn node_wait(&self) -> Option<Duration> {
         (!self.first_done && self.node_ports.waits(&self.index)).then(|| self.started + NODE_WAIT)
     }
@@ -212,6 +217,11 @@ impl<D: Dataplane> Sync<D> {
     /// The node's addresses, if they may have changed since this was last asked.
     pub fn take_addresses(&mut self) -> Option<NodeAddresses> {
         self.addresses.take()
+    }
+
+    /// The smallest networks around the ServiceCIDRs, if these may have changed since this was last asked.
+    pub fn take_service_networks(&mut self) -> Option<Vec<IpNet>> {
+        self.service_networks.take()
     }
 
     /// The own Node.

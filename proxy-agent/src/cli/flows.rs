@@ -1,5 +1,6 @@
 //! `fairlead flows`: one line per connection, from the entry that says most about it.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 
@@ -21,6 +22,10 @@ struct FlowRow {
     /// The address that the client asked for; of a direct flow, the endpoint's.
     address: SocketAddr,
     endpoint: SocketAddr,
+    /// What the endpoint sees as its client, where the source is exchanged on the way out. As far as it is known: a request
+    /// that has not left has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<SocketAddr>,
     state: &'static str,
     idle_secs: u32,
     service: String,
@@ -29,7 +34,7 @@ struct FlowRow {
 
 impl Row for FlowRow {
     const HEADER: &'static [&'static str] =
-        &["PROTO", "CLIENT", "ADDRESS", "ENDPOINT", "STATE", "IDLE", "SERVICE", "FLAGS"];
+        &["PROTO", "CLIENT", "ADDRESS", "ENDPOINT", "SOURCE", "STATE", "IDLE", "SERVICE", "FLAGS"];
 
     fn cells(&self) -> Vec<String> {
         vec![
@@ -37,6 +42,7 @@ impl Row for FlowRow {
             self.client.to_string(),
             self.address.to_string(),
             self.endpoint.to_string(),
+            self.source.map_or_else(|| "-".to_owned(), |source| source.to_string()),
             self.state.to_owned(),
             format!("{}s", self.idle_secs),
             self.service.clone(),
@@ -71,13 +77,43 @@ where
     F::Addr: Pod,
 {
     let is_reply = |flow: &Flow<F>| flow.flags & Flow::<F>::REPLY != 0;
+    let (first, mut sources) = (rows.len(), HashMap::new());
     flows.for_each(Table::Flows, |key, flow| {
+        sources.extend(exchanged(key, flow));
         if !is_reply(flow) {
-            rows.push(row(key, flow, state(key.proto, flow), names, now));
+            rows.extend(row(key, flow, state(key.proto, flow), names, now));
         }
     })?;
     // Of a half-open flow the reply's entry is stored, the owner's only where the choice was not the plain hash.
-    flows.for_each(Table::New, |key, flow| rows.push(row(key, flow, "half-open", names, now)))
+    flows.for_each(Table::New, |key, flow| {
+        sources.extend(exchanged(key, flow));
+        rows.extend(row(key, flow, "half-open", names, now));
+    })?;
+    for row in &mut rows[first..] {
+        row.source = sources.get(&(row.protocol.clone(), row.client, row.endpoint)).copied();
+    }
+    Ok(())
+}
+
+/// Protocol, client and endpoint of a request whose source is exchanged on the way out.
+type Request = (String, SocketAddr, SocketAddr);
+
+/// What the pair that exchanges a source says of it.
+fn exchanged<F: Family>(key: &FlowKey<F>, flow: &Flow<F>) -> Option<(Request, SocketAddr)> {
+    if flow.flags & Flow::<F>::MASQUERADED == 0 {
+        return None;
+    }
+    let at = |addr: F::Addr, port| SocketAddr::new(addr.into(), port);
+    let (client, endpoint, source) = if flow.flags & Flow::<F>::REPLY != 0 {
+        (at(flow.dst, flow.dport), at(key.src, key.sport), at(key.dst, key.dport))
+    } else {
+        (at(key.src, key.sport), at(key.dst, key.dport), at(flow.src, flow.sport))
+    };
+    Some(((protocol(key.proto), client, endpoint), source))
+}
+
+fn protocol(number: u8) -> String {
+    Protocol::from_number(number).map_or_else(|| number.to_string(), |protocol| protocol.to_string())
 }
 
 fn state<F: Family>(proto: u8, owner: &Flow<F>) -> &'static str {
@@ -89,7 +125,17 @@ fn state<F: Family>(proto: u8, owner: &Flow<F>) -> &'static str {
     }
 }
 
-fn row<F: Family>(key: &FlowKey<F>, flow: &Flow<F>, state: &'static str, names: &Snapshot, now: u32) -> FlowRow {
+/// The line of an entry; none for one that only exchanges the source.
+fn row<F: Family>(
+    key: &FlowKey<F>,
+    flow: &Flow<F>,
+    state: &'static str,
+    names: &Snapshot,
+    now: u32,
+) -> Option<FlowRow> {
+    if flow.flags & Flow::<F>::MASQUERADED != 0 {
+        return None;
+    }
     let at = |addr: F::Addr, port| SocketAddr::new(Into::<IpAddr>::into(addr), port);
     let (client, address, endpoint) = if flow.flags & Flow::<F>::REPLY != 0 {
         (at(flow.dst, flow.dport), at(flow.src, flow.sport), at(key.src, key.sport))
@@ -102,19 +148,21 @@ fn row<F: Family>(key: &FlowKey<F>, flow: &Flow<F>, state: &'static str, names: 
         (Flow::<F>::HAIRPIN, "hairpin"),
         (Flow::<F>::PINNED, "pinned"),
         (Flow::<F>::DIRECT, "direct"),
+        (Flow::<F>::MASQUERADE, "masquerade"),
     ];
     let direct = flow.flags & Flow::<F>::DIRECT != 0;
     let name = names.names.get(&flow.port_id).filter(|_| !direct);
-    FlowRow {
-        protocol: Protocol::from_number(key.proto).map_or_else(|| key.proto.to_string(), |p| p.to_string()),
+    Some(FlowRow {
+        protocol: protocol(key.proto),
         client,
         address,
         endpoint,
+        source: None,
         state,
         idle_secs: now.saturating_sub(flow.last_seen_secs),
         service: name.map_or_else(|| "-".to_owned(), |key| format!("{}:{}", key.service, key.port)),
         flags: names_of.into_iter().filter(|(bits, _)| flow.flags & bits != 0).map(|(_, name)| name).collect(),
-    }
+    })
 }
 
 #[cfg(test)]
@@ -142,9 +190,29 @@ mod tests {
             ..Flow::EMPTY
         };
         let maps = Snapshot::default();
-        let line = row(&key, &owner, "half-open", &maps, 8);
-        assert_eq!(line, row(&owner.partner_key(&key), &reply, "half-open", &maps, 8));
-        assert_eq!(line.cells().join(" "), "TCP 10.0.0.1:40000 10.0.0.9:80 10.0.0.2:8080 half-open 3s - ");
+        let line = row(&key, &owner, "half-open", &maps, 8).unwrap();
+        assert_eq!(line, row(&owner.partner_key(&key), &reply, "half-open", &maps, 8).unwrap());
+        assert_eq!(line.cells().join(" "), "TCP 10.0.0.1:40000 10.0.0.9:80 10.0.0.2:8080 - half-open 3s - ");
+    }
+
+    #[test]
+    fn both_entries_of_an_exchanged_source_name_the_request() {
+        let key = FlowKey::<V4>::new(addr(1), 40_000, addr(2), 8080, 6, Direction::Out);
+        let flags = Flow::<V4>::MASQUERADED;
+        let owner = Flow { src: addr(3), dst: addr(2), sport: 61_000, dport: 8080, flags, ..Flow::EMPTY };
+        let reply = Flow {
+            src: addr(2),
+            dst: addr(1),
+            sport: 8080,
+            dport: 40_000,
+            flags: flags | Flow::<V4>::REPLY,
+            ..Flow::EMPTY
+        };
+        let at = |last, port| SocketAddr::new([10, 0, 0, last].into(), port);
+        let expected = Some((("TCP".to_owned(), at(1, 40_000), at(2, 8080)), at(3, 61_000)));
+        assert_eq!(exchanged(&key, &owner), expected);
+        assert_eq!(exchanged(&owner.partner_key(&key), &reply), expected);
+        assert_eq!(row(&key, &owner, "established", &Snapshot::default(), 0), None);
     }
 
     #[test]

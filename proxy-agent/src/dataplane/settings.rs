@@ -105,8 +105,8 @@ fn put_service(config: &mut Config, net: IpNet) -> u32 {
 }
 
 /// The smallest network that holds all of a family's.
-pub fn around(networks: &[IpNet], ipv4: bool) -> Option<IpNet> {
-    let mut of_family = networks.iter().filter(|net| net.addr().is_ipv4() == ipv4);
+pub fn around<'a>(networks: impl IntoIterator<Item = &'a IpNet>, ipv4: bool) -> Option<IpNet> {
+    let mut of_family = networks.into_iter().filter(|net| net.addr().is_ipv4() == ipv4);
     let mut found = of_family.next()?.trunc();
     for net in of_family {
         while !found.contains(net) {

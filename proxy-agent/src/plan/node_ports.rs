@@ -12,6 +12,9 @@ use crate::index::Index;
 pub enum NodePorts {
     /// The bits of the addresses, as the flags have it.
     Given,
+    /// The same, where there is a Node that decides other things: its zone which endpoints are near (rule 57), its IPs who
+    /// may use a load balancer's addresses (rule 21).
+    GivenBesideNode,
     /// The node's IPs, as its Node object has them.
     OfNode,
     /// The same, and the bits while there is no Node: manifests need not have one.
@@ -32,14 +35,18 @@ impl NodePorts {
     /// Where the answer comes from now.
     pub fn answer(self, index: &Index) -> Answer {
         match (self, index.node()) {
-            (Self::Given, _) | (Self::OfNodeOrGiven, None) => Answer::Given,
+            (Self::Given | Self::GivenBesideNode, _) | (Self::OfNodeOrGiven, None) => Answer::Given,
             (_, node) => Answer::Node(node.map(|node| node.addresses.clone()).unwrap_or_default()),
         }
     }
 
     /// True while the Node should still tell.
     pub fn waits(self, index: &Index) -> bool {
-        self == Self::OfNode && index.node().is_none_or(|node| node.addresses.is_empty())
+        match self {
+            Self::Given | Self::OfNodeOrGiven => false,
+            Self::GivenBesideNode => index.node().is_none(),
+            Self::OfNode => index.node().is_none_or(|node| node.addresses.is_empty()),
+        }
     }
 }
 

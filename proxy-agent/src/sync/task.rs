@@ -40,6 +40,8 @@ pub struct Listeners {
     pub addresses: watch::Sender<NodeAddresses>,
     /// Of the networks of the own Node's pods, once it is known.
     pub pod_cidrs: watch::Sender<Option<Vec<IpNet>>>,
+    /// Of the networks around ClusterIPs, once they are known.
+    pub service_networks: watch::Sender<Option<Vec<IpNet>>>,
     /// Of what waits and what is done.
     pub health: Arc<Health>,
     /// Of durations.
@@ -112,6 +114,9 @@ fn told<D: Dataplane>(sync: &mut Sync<D>, to: &Listeners, waited: Families, bega
     }
     if let Some(addresses) = sync.take_addresses() {
         to.addresses.send_replace(addresses);
+    }
+    if let Some(networks) = sync.take_service_networks() {
+        to.service_networks.send_replace(Some(networks));
     }
     if let Some(node) = sync.node() {
         to.health.node(node.leaving);

@@ -131,13 +131,28 @@ fn rules_57_and_60_the_cluster_run_follows_the_zone_of_the_node() {
 }
 
 #[test]
+fn rule_146_the_first_writes_wait_for_the_node_also_where_it_decides_no_nodeport() {
+    let mut rig = Rig::new(Capacities::default());
+    rig.sync = rig.sync.with_node_ports(NodePorts::GivenBesideNode);
+    rig.events(empty_lists());
+    assert_eq!((rig.maps.writes(), rig.sync.next_wake()), (0, Some(Duration::from_secs(30))));
+    rig.events([own_node(&[])]);
+    assert_ne!(rig.maps.writes(), 0, "it need not have an address");
+}
+
+#[test]
 fn service_cidrs_follow_what_is_wanted() {
     let mut rig = Rig::synced();
     let nets = |list: &[&str]| list.iter().map(|net| net.parse().unwrap()).collect::<BTreeSet<IpNet>>();
     for wanted in [&["10.96.0.0/16", "fd00:10:96::/112"][..], &["10.96.0.0/16", "10.97.0.0/20"], &[]] {
-        let change = rig.sync.ledger().change_service_cidrs(&nets(wanted));
-        rig.sync.carry_out(change, None, rig.now);
+        rig.sync.sync_service_cidrs(&nets(wanted), rig.now);
         assert_eq!(rig.snapshot().service_cidrs, nets(wanted));
         assert!(rig.sync.ledger().change_service_cidrs(&nets(wanted)).is_empty());
+        let around = rig.sync.take_service_networks().unwrap();
+        assert!(wanted.iter().all(|net| around.iter().any(|all| all.contains(&net.parse::<IpNet>().unwrap()))));
+        assert!(rig.sync.take_service_networks().is_none());
     }
+    rig.maps.inject(|op| op.map() == MapName::SvcCidrsV4);
+    rig.sync.sync_service_cidrs(&nets(&["10.96.0.0/16"]), rig.now);
+    assert_eq!(rig.sync.board().due(rig.now + Duration::from_secs(60)), [Subject::ServiceCidrs]);
 }

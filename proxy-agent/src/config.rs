@@ -455,6 +455,25 @@ mod tests {
     }
 
     #[test]
+    fn rule_87_a_network_of_all_addresses_takes_all_of_its_family() {
+        let networks = |list: &[&str]| {
+            NodePortAddresses::parse(&list.iter().map(|net| (*net).to_owned()).collect::<Vec<_>>()).unwrap()
+        };
+        for (list, v4, v6) in [
+            (&["0.0.0.0/0", "192.0.2.0/24"][..], true, true),
+            (&["192.0.2.0/24", "::/0"], false, true),
+            (&["::/0"], true, true),
+            (&["192.0.2.0/24", "2001:db8::/64"], false, false),
+        ] {
+            let (networks, families) = (networks(list), IpFamily::ALL);
+            assert_eq!(families.map(|family| networks.takes_all(family)), [v4, v6], "{list:?}");
+            assert_eq!(networks.accepts(ip("198.51.100.1"), &[]), v4, "{list:?}");
+            assert_eq!(networks.accepts(ip("2001:db8:1::1"), &[]), v6, "{list:?}");
+            assert!(networks.accepts(ip("192.0.2.9"), &[]) && networks.accepts(ip("2001:db8::9"), &[]), "{list:?}");
+        }
+    }
+
+    #[test]
     fn rule_88_loopback_never_answers() {
         let all = NodePortAddresses::parse(&["0.0.0.0/0".into(), "::/0".into()]).unwrap();
         for choice in [NodePortAddresses::All, NodePortAddresses::Primary, all] {

@@ -62,6 +62,8 @@ mod restart;
 #[cfg(test)]
 mod settings;
 #[cfg(test)]
+mod source_ranges;
+#[cfg(test)]
 mod status;
 #[cfg(test)]
 mod tuples;

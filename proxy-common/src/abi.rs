@@ -47,6 +47,8 @@ pub mod sizes {
     pub const SRC_RANGES: u32 = 65_536;
     /// `SVC_CIDRS_V4/6`.
     pub const SVC_CIDRS: u32 = 256;
+    /// `FRAGS_V4/6`: datagrams whose later fragments may still come.
+    pub const FRAGS: u32 = 4_096;
     /// `NODE_PORTS`: 65,536 bits in words of 64.
     pub const NODE_PORTS: u32 = 1_024;
     /// `DEVICES`: one per device that carries a program.
@@ -77,9 +79,15 @@ pub mod program {
     pub const MASQUERADE_V4: u32 = 8;
     /// The same of IPv6.
     pub const MASQUERADE_V6: u32 = 9;
+    /// ICMP of IPv4 that may be about a translated packet, either way.
+    pub const ICMP_V4: u32 = 10;
+    /// The same of IPv6.
+    pub const ICMP_V6: u32 = 11;
 
     /// Names and slots, in the order in which a new build is switched in: what is jumped to before what jumps.
-    pub const ALL: [(&str, u32); 8] = [
+    pub const ALL: [(&str, u32); 10] = [
+        ("icmp_v4", ICMP_V4),
+        ("icmp_v6", ICMP_V6),
         ("masquerade_v4", MASQUERADE_V4),
         ("masquerade_v6", MASQUERADE_V6),
         ("ingress_v4", INGRESS_V4),

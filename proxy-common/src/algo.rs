@@ -1,4 +1,5 @@
 //! Arithmetic that both sides must agree on, as pure functions.
 
+pub mod crc32c;
 pub mod hash;
 pub mod timeout;

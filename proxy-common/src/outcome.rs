@@ -81,6 +81,10 @@ outcomes! {
     Masqueraded = 18, Translate, "masqueraded";
     /// A reply to a masqueraded request, given back its destination.
     Unmasqueraded = 19, Translate, "unmasqueraded";
+    /// An ICMP error about a translated packet, made to quote what its sender knows.
+    IcmpError = 20, Translate, "icmp_error";
+    /// A later fragment, translated as the first one was.
+    Fragment = 21, Translate, "fragment";
 
     /// The Service has no usable endpoint anywhere.
     RejectNoEndpoint = 30, Reject, "reject_no_endpoint";
@@ -114,6 +118,8 @@ outcomes! {
     DropUnallocated = 61, Drop, "drop_unallocated";
     /// Every source port that was tried for the masquerade is in use.
     DropNoSourcePort = 62, Drop, "drop_no_source_port";
+    /// An ICMP redirect that would name an endpoint as the shorter way to a Service.
+    DropRedirect = 63, Drop, "drop_redirect";
 }
 
 /// Size of the counter array: codes stay below it.

@@ -78,6 +78,18 @@ mod programs {
         pipeline::masquerade::<V6>(&ctx)
     }
 
+    /// ICMP of IPv4 that may be about a translated packet.
+    #[classifier]
+    pub(crate) fn icmp_v4(ctx: TcContext) -> i32 {
+        pipeline::icmp::<V4>(&ctx)
+    }
+
+    /// ICMP of IPv6 that may be about a translated packet.
+    #[classifier]
+    pub(crate) fn icmp_v6(ctx: TcContext) -> i32 {
+        pipeline::icmp::<V6>(&ctx)
+    }
+
     // The verifier refuses a program that can reach this: a panic is a build error, not undefined behaviour.
     #[panic_handler]
     fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

@@ -37,6 +37,7 @@ type New<F> = LruHashMap<FlowKey<F>, Flow<F>, { sizes::NEW as usize }>;
 type Affinities<F> = LruHashMap<AffinityKey<F>, Affinity, { sizes::AFFINITY as usize }>;
 type SourceRanges<F> = LpmTrie<SourceRange<F>, u32, { sizes::SRC_RANGES as usize }>;
 type ServiceCidrs<A> = LpmTrie<A, u32, { sizes::SVC_CIDRS as usize }>;
+type Fragments<F> = LruHashMap<FlowKey<F>, Flow<F>, { sizes::FRAGS as usize }>;
 type NodeAddrs<A> = HashMap<A, NodeAddr, { sizes::NODE_ADDRS as usize }, SPARSE>;
 
 #[btf_map]
@@ -67,6 +68,10 @@ static NODE_ADDRS_V6: NodeAddrs<<V6 as Family>::Addr> = HashMap::new();
 static AFFINITY_V4: Affinities<V4> = LruHashMap::new();
 #[btf_map]
 static AFFINITY_V6: Affinities<V6> = LruHashMap::new();
+#[btf_map]
+static FRAGS_V4: Fragments<V4> = LruHashMap::new();
+#[btf_map]
+static FRAGS_V6: Fragments<V6> = LruHashMap::new();
 #[btf_map]
 static SRC_RANGES_V4: SourceRanges<V4> = LpmTrie::new();
 #[btf_map]
@@ -149,11 +154,12 @@ pub(crate) trait Maps: Family {
     fn affinities() -> &'static Affinities<Self>;
     fn source_ranges() -> &'static SourceRanges<Self>;
     fn service_cidrs() -> &'static ServiceCidrs<Self::Addr>;
+    fn fragments() -> &'static Fragments<Self>;
 }
 
 macro_rules! family_maps {
     ($family:ty: $services:ident $cluster_ips:ident $slots:ident $flows:ident $new:ident $node_addrs:ident $affinities:ident
-        $source_ranges:ident $service_cidrs:ident $request:ident $reply:ident) => {
+        $source_ranges:ident $service_cidrs:ident $fragments:ident $request:ident $reply:ident) => {
         impl Maps for $family {
             #[inline(always)]
             fn request() -> Option<&'static mut Flow<Self>> {
@@ -212,14 +218,19 @@ macro_rules! family_maps {
                 tally(Tally::ServiceCidrs);
                 &$service_cidrs
             }
+            #[inline(always)]
+            fn fragments() -> &'static Fragments<Self> {
+                tally(Tally::Fragments);
+                &$fragments
+            }
         }
     };
 }
 
 family_maps!(V4: SERVICES_V4 CLUSTER_IPS_V4 SLOTS_V4 FLOWS_V4 NEW_V4 NODE_ADDRS_V4 AFFINITY_V4 SRC_RANGES_V4 SVC_CIDRS_V4
-    REQUEST_V4 REPLY_V4);
+    FRAGS_V4 REQUEST_V4 REPLY_V4);
 family_maps!(V6: SERVICES_V6 CLUSTER_IPS_V6 SLOTS_V6 FLOWS_V6 NEW_V6 NODE_ADDRS_V6 AFFINITY_V6 SRC_RANGES_V6 SVC_CIDRS_V6
-    REQUEST_V6 REPLY_V6);
+    FRAGS_V6 REQUEST_V6 REPLY_V6);
 
 // Global data and no map: a look-up would add a branch to each that it counts, more than the verifier follows.
 #[cfg(feature = "tally")]

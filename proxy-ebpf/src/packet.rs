@@ -46,6 +46,15 @@ pub trait Parse: Family {
     /// inconsistent.
     fn ip<C: PacketCtx + ?Sized>(ctx: &C, key: &mut FlowKey<Self>) -> Option<Ip>;
 
+    /// ICMP's protocol number.
+    const ICMP: u8;
+
+    /// The protocol behind the fixed header; `None`: too short.
+    fn next<C: PacketCtx + ?Sized>(ctx: &C) -> Option<u8>;
+
+    /// What all fragments of a datagram share. `upper` is that of a fragment.
+    fn fragment_id<C: PacketCtx + ?Sized>(ctx: &C, upper: Upper) -> Option<u32>;
+
     /// The source address, of whatever packet; `None`: too short.
     fn source<C: PacketCtx + ?Sized>(ctx: &C) -> Option<Self::Addr>;
 
@@ -108,6 +117,8 @@ pub struct L4 {
     pub dport: u16,
     /// Offset of the header.
     pub offset: u32,
+    /// The first fragment: others follow.
+    pub first: bool,
 }
 
 /// TCP's FIN flag (RFC 9293 §3.1).
@@ -124,28 +135,27 @@ pub const ACK: u8 = 0x10;
 pub enum Unread {
     /// No consistent IP header.
     Malformed,
-    /// A later fragment.
+    /// A later fragment; its protocol stands in the key.
     Fragment,
     /// Cut off.
     Truncated,
 }
 
 impl L4 {
-    /// Reads layer 4 behind an IP header.
+    /// Reads layer 4.
     #[inline(always)]
-    fn parse<F: Parse, C: PacketCtx + ?Sized>(ctx: &C, ip: &Ip) -> Result<Self, Unread> {
-        let upper = F::upper(ctx, ip);
-        match upper.fragment() {
+    fn parse<F: Parse, C: PacketCtx + ?Sized>(ctx: &C, upper: Upper) -> Result<Self, Unread> {
+        let first = match upper.fragment() {
             None => return Err(Unread::Truncated),
             Some(Fragment::Later) => return Err(Unread::Fragment),
-            Some(Fragment::Whole | Fragment::First) => {}
-        }
+            Some(fragment) => fragment as u8 == Fragment::First as u8,
+        };
         let (proto, offset) = (upper.proto(), upper.offset());
         if offset > FARTHEST_L4 {
             return Err(Unread::Truncated);
         }
         if !has_ports(proto) {
-            return Ok(Self { proto, tcp_flags: 0, sport: 0, dport: 0, offset });
+            return Ok(Self { proto, tcp_flags: 0, sport: 0, dport: 0, offset, first });
         }
         let tcp = proto == timeout::TCP;
         let (ports_be, tcp_flags) = match (F::IS_V6, offset) {
@@ -155,7 +165,7 @@ impl L4 {
         }
         .ok_or(Unread::Truncated)?;
         let ports = u32::from_be(ports_be);
-        Ok(Self { proto, tcp_flags, sport: (ports >> 16) as u16, dport: ports as u16, offset })
+        Ok(Self { proto, tcp_flags, sport: (ports >> 16) as u16, dport: ports as u16, offset, first })
     }
 
     /// True for the segment that opens a TCP connection.
@@ -182,13 +192,21 @@ pub const fn has_ports(proto: u8) -> bool {
 #[inline(always)]
 pub fn read<F: Parse, C: PacketCtx + ?Sized>(ctx: &C, dir: Direction, key: &mut FlowKey<F>) -> Result<L4, Unread> {
     let ip = F::ip(ctx, key).ok_or(Unread::Malformed)?;
-    let l4 = L4::parse::<F, C>(ctx, &ip)?;
-    key.sport = l4.sport;
-    key.dport = l4.dport;
-    key.proto = l4.proto;
+    let upper = F::upper(ctx, &ip);
+    key.proto = upper.proto();
     key.dir = dir as u8;
     key._pad = 0;
+    let l4 = L4::parse::<F, C>(ctx, upper)?;
+    key.sport = l4.sport;
+    key.dport = l4.dport;
     Ok(l4)
+}
+
+/// The identification of a fragment's datagram.
+#[inline(always)]
+pub fn fragment_id<F: Parse, C: PacketCtx + ?Sized>(ctx: &C, room: &mut FlowKey<F>) -> Option<u32> {
+    let ip = F::ip(ctx, room)?;
+    F::fragment_id(ctx, F::upper(ctx, &ip))
 }
 
 #[cfg(test)]

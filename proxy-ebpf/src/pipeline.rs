@@ -10,19 +10,22 @@ use core::mem::MaybeUninit;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use proxy_common::abi::{Direction, Flow, FlowKey, filter, program, tc_index};
+use proxy_common::algo::timeout;
 use proxy_common::{Family as _, Kind, Outcome, V4, V6};
 
 use crate::ctx::tc::Skb;
 use crate::hook::{self, Leave};
-use crate::maps::{self, Maps};
+use crate::maps;
 use crate::packet::{self, Parse, Unread};
 use crate::step::choose::Choose;
 use crate::step::confirm::HalfOpen;
 use crate::step::direct::Direct;
+use crate::step::fragment::{Follow, Remember};
+use crate::step::icmp::Icmp;
 use crate::step::masquerade::Masquerade;
 use crate::step::reject::Answer;
 use crate::step::resolve::{Resolve, Seen};
-use crate::step::rewrite::Rewrite;
+use crate::step::rewrite::{Rewrite, Rewritten};
 use crate::step::service::Cidrs;
 use crate::step::{Argument as _, flow, forward, masquerade, reject, rewrite, service};
 
@@ -53,9 +56,18 @@ pub(crate) fn egress(ctx: &TcContext) -> i32 {
     match family(&skb) {
         Some(false) if is_relevant(&skb, leaving::<V4>(&skb)) => maps::jump(ctx, program::EGRESS_V4),
         Some(true) if is_relevant(&skb, leaving::<V6>(&skb)) => maps::jump(ctx, program::EGRESS_V6),
+        // An error comes from any router; what it is about tells whether it is ours.
+        Some(false) if V4::next(&skb) == Some(V4::ICMP) => icmp_leaves(ctx, &skb, program::ICMP_V4),
+        Some(true) if V6::next(&skb) == Some(V6::ICMP) => icmp_leaves(ctx, &skb, program::ICMP_V6),
         _ => {}
     }
     hook::NEXT
+}
+
+#[inline(always)]
+fn icmp_leaves(ctx: &TcContext, skb: &Skb, slot: u32) {
+    skb.set_note(filter::OUT);
+    maps::jump(ctx, slot);
 }
 
 #[inline(always)]
@@ -118,13 +130,13 @@ fn is_relevant(skb: &Skb, bits: Option<u8>) -> bool {
 /// A packet that may be ours arrives.
 #[inline(always)]
 pub(crate) fn arrive<F: Parse + Steps>(ctx: &TcContext) -> i32 {
-    judge::<F>(&Skb::new(ctx.skb.skb), Direction::In)
+    judge::<F>(ctx, Direction::In)
 }
 
 /// A packet that may be ours leaves.
 #[inline(always)]
 pub(crate) fn leave<F: Parse + Steps>(ctx: &TcContext) -> i32 {
-    judge::<F>(&Skb::new(ctx.skb.skb), Direction::Out)
+    judge::<F>(ctx, Direction::Out)
 }
 
 /// A request leaves whose source is to be exchanged.
@@ -136,17 +148,27 @@ pub(crate) fn masquerade<F: Parse + Steps>(ctx: &TcContext) -> i32 {
     let mut key = MaybeUninit::<FlowKey<F>>::uninit();
     // SAFETY: as in `judge`.
     let key = unsafe { &mut *key.as_mut_ptr() };
-    let Ok(l4) = packet::read(skb, Direction::Out, key) else { return hook::NEXT };
-    let key = &*key;
+    let l4 = match packet::read(skb, Direction::Out, key) {
+        Ok(l4) => l4,
+        Err(why) => return unread::<F>(skb.as_ptr(), key, 0, why as u32),
+    };
+    if l4.proto == F::ICMP {
+        skb.set_note(filter::OUT);
+        maps::jump(ctx, F::ICMP_SLOT);
+        return hook::NEXT;
+    }
+    let (key, seen) = (&*key, Seen::new(l4.tcp_flags, 0, l4.offset, l4.first));
     if let Some(entry) = F::flows().get_ptr_mut(key) {
         let outcome = flow::established(skb, key, entry, l4.tcp_flags);
         if outcome != Outcome::NotOurs {
+            if l4.first || l4.proto == timeout::SCTP {
+                return translated(skb.as_ptr(), key, seen.number(), entry, outcome as u32);
+            }
             let (outcome, leave) = translate(skb, key, l4.offset, entry, outcome);
             return hook::finish(skb, outcome, leave);
         }
     }
     let Some(found) = F::request() else { return hook::finish(skb, Outcome::DropHelper, Leave::NEXT) };
-    let seen = Seen::new(l4.tcp_flags, 0, l4.offset);
     let mut outcome = F::half_open(skb, key, found, seen);
     if outcome == Outcome::NotOurs {
         outcome = masquerade::begin(skb, key, found);
@@ -158,7 +180,8 @@ pub(crate) fn masquerade<F: Parse + Steps>(ctx: &TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn judge<F: Parse + Steps>(skb: &Skb, dir: Direction) -> i32 {
+fn judge<F: Parse + Steps>(ctx: &TcContext, dir: Direction) -> i32 {
+    let skb = &Skb::new(ctx.skb.skb);
     let mut key = MaybeUninit::<FlowKey<F>>::uninit();
     // SAFETY: `read` writes every field before it says that there is a tuple; zeroing them first would be a loop over
     // their bytes.
@@ -170,14 +193,21 @@ fn judge<F: Parse + Steps>(skb: &Skb, dir: Direction) -> i32 {
     let bits = skb.note();
     let l4 = match read {
         Ok(l4) => l4,
-        Err(why) => return hook::finish(skb, unread::<F>(&key.dst, bits, why), Leave::NEXT),
+        Err(why) => return unread::<F>(skb.as_ptr(), key, bits, why as u32),
     };
-    let (key, seen) = (&*key, Seen::new(l4.tcp_flags, bits, l4.offset));
+    if l4.proto == F::ICMP {
+        skb.set_note(if dir as u8 == Direction::Out as u8 { bits | filter::OUT } else { bits });
+        maps::jump(ctx, F::ICMP_SLOT);
+    }
+    let (key, seen) = (&*key, Seen::new(l4.tcp_flags, bits, l4.offset, l4.first));
     let tracked = flow::may_be_tracked(dir, bits);
     if tracked {
         if let Some(entry) = F::flows().get_ptr_mut(key) {
             let outcome = flow::established(skb, key, entry, l4.tcp_flags);
             if outcome != Outcome::NotOurs {
+                if l4.first || l4.proto == timeout::SCTP {
+                    return translated(skb.as_ptr(), key, seen.number(), entry, outcome as u32);
+                }
                 let (outcome, leave) = translate(skb, key, l4.offset, entry, outcome);
                 return hook::finish(skb, outcome, leave);
             }
@@ -214,11 +244,27 @@ fn begin<F: Parse + Steps>(skb: *mut __sk_buff, key: &FlowKey<F>, seen: u32, tra
     hook::finish(skb, outcome, leave)
 }
 
-/// [`translate`] with a stack of its own, for the packets that begin a flow.
+/// [`translate`] for the packets that begin a flow, and for those that few send: each step verified by itself. `flow` may
+/// lie in a map.
 #[inline(never)]
-fn translated<F: Steps>(skb: *mut __sk_buff, key: &FlowKey<F>, seen: u32, flow: &Flow<F>, outcome: u32) -> i32 {
+fn translated<F: Parse + Steps>(
+    skb: *mut __sk_buff,
+    key: &FlowKey<F>,
+    seen: u32,
+    flow: *mut Flow<F>,
+    outcome: u32,
+) -> i32 {
     let (skb, outcome) = (&Skb::new(skb), Outcome::from_code(outcome).unwrap_or(Outcome::DropHelper));
-    let (outcome, leave) = translate(skb, key, Seen::from_number(seen).offset(), flow, outcome);
+    let seen = Seen::from_number(seen);
+    // SAFETY: a map's element or working memory.
+    let found = unsafe { &mut *flow };
+    if seen.is_first_fragment() {
+        let _: Outcome = F::remember(skb, key, found);
+    }
+    if F::rewritten(skb, key, found, seen.offset()) == Outcome::DropHelper {
+        return hook::finish(skb, Outcome::DropHelper, Leave::NEXT);
+    }
+    let (outcome, leave) = forward::forward(skb, flow, key, outcome);
     hook::finish(skb, outcome, leave)
 }
 
@@ -241,16 +287,65 @@ fn translate<F: Rewrite>(
     }
 }
 
-/// What becomes of a packet without a tuple: only one to a ClusterIP is ours to judge.
-#[inline(always)]
-fn unread<F: Maps>(dst: &F::Addr, bits: u8, why: Unread) -> Outcome {
-    if bits & filter::SERVICE == 0 || !service::is_cluster_ip::<F>(dst) {
-        return Outcome::NotOurs;
+/// What becomes of a packet without a tuple: a later fragment follows its first one, and what goes to a ClusterIP is ours
+/// to judge. `why` is an [`Unread`].
+#[inline(never)]
+fn unread<F: Parse + Steps>(skb: *mut __sk_buff, key: &FlowKey<F>, bits: u8, why: u32) -> i32 {
+    let (skb, later) = (&Skb::new(skb), why == Unread::Fragment as u32);
+    let Some(found) = F::request() else { return hook::finish(skb, Outcome::DropHelper, Leave::NEXT) };
+    let outcome = if later { F::follow(skb, key, found) } else { Outcome::NotOurs };
+    if outcome == Outcome::Fragment {
+        let (outcome, leave) = forward::forward(skb, found, key, outcome);
+        return hook::finish(skb, outcome, leave);
     }
-    if why == Unread::Fragment { Outcome::DropFragment } else { Outcome::DropTruncated }
+    let ours = bits & filter::SERVICE != 0 && service::is_cluster_ip::<F>(&key.dst);
+    let outcome = match (ours, later) {
+        (false, _) => outcome,
+        (true, true) => Outcome::DropFragment,
+        (true, false) => Outcome::DropTruncated,
+    };
+    hook::finish(skb, outcome, Leave::NEXT)
+}
+
+/// ICMP that may be about a translated packet; which way it goes stands in the note.
+#[inline(always)]
+pub(crate) fn icmp<F: Parse + Steps>(ctx: &TcContext) -> i32 {
+    let skb = &Skb::new(ctx.skb.skb);
+    let bits = skb.note();
+    let dir = if bits & filter::OUT != 0 { Direction::Out } else { Direction::In };
+    let mut key = MaybeUninit::<FlowKey<F>>::uninit();
+    // SAFETY: as in `judge`.
+    let key = unsafe { &mut *key.as_mut_ptr() };
+    let Ok(l4) = packet::read(skb, dir, key) else { return hook::NEXT };
+    let key = &*key;
+    let Some(found) = F::request() else { return hook::finish(skb, Outcome::DropHelper, Leave::NEXT) };
+    let mut outcome = F::concerns(skb, key, found, l4.offset);
+    if outcome == Outcome::NotOurs {
+        if bits & filter::ALL == 0 {
+            return hook::NEXT;
+        }
+        return begin::<F>(skb.as_ptr(), key, Seen::new(0, bits & filter::ALL, l4.offset, false).number(), true);
+    }
+    if outcome == Outcome::IcmpError {
+        outcome = F::requote(skb, key, found, l4.offset);
+    }
+    let (outcome, leave) =
+        if outcome == Outcome::IcmpError { forward::forward(skb, found, key, outcome) } else { (outcome, Leave::NEXT) };
+    hook::finish(skb, outcome, leave)
 }
 
 /// Every step that the pipeline takes with a family.
-pub(crate) trait Steps: HalfOpen + Resolve + Choose + Direct + Masquerade + Rewrite + Answer {}
+pub(crate) trait Steps:
+    HalfOpen + Resolve + Choose + Direct + Masquerade + Icmp + Rewritten + Remember + Follow + Answer
+{
+    /// Where ICMP of this family is looked at.
+    const ICMP_SLOT: u32;
+}
 
-impl<F: HalfOpen + Resolve + Choose + Direct + Masquerade + Rewrite + Answer> Steps for F {}
+impl Steps for V4 {
+    const ICMP_SLOT: u32 = program::ICMP_V4;
+}
+
+impl Steps for V6 {
+    const ICMP_SLOT: u32 = program::ICMP_V6;
+}

@@ -16,7 +16,7 @@ mod show;
 mod wire;
 pub mod world;
 
-pub use build::{ACK, Checksum, FIN, L4, Mac, PSH, Packet, RST, SYN, internet_checksum};
+pub use build::{ACK, Checksum, FIN, L4, Mac, PSH, Packet, RST, SYN, crc32c, internet_checksum};
 pub use maps::{Maps, Table};
 pub use node::{Node, Settings};
 pub use ran::{Ran, seen_outcomes};

@@ -15,6 +15,9 @@ pub const NODE: u8 = 4;
 
 /// No bucket holds it: the programs say by it that a process of the node sends to an endpoint's own address.
 pub const DIRECT: u8 = 8;
+/// No bucket holds it: the packet leaves. What is jumped to for either direction is told by it.
+pub const OUT: u8 = 16;
+
 /// Every bit of a bucket.
 pub const ALL: u8 = 15;
 

@@ -48,6 +48,8 @@ tallied! {
     SourceRanges = "SRC_RANGES",
     /// `SVC_CIDRS_V4/6`.
     ServiceCidrs = "SVC_CIDRS",
+    /// `FRAGS_V4/6`.
+    Fragments = "FRAGS",
     /// `CONFIG`.
     Config = "CONFIG",
     /// `REJECTS`.
@@ -72,6 +74,7 @@ impl Tally {
                 | Self::Affinity
                 | Self::SourceRanges
                 | Self::ServiceCidrs
+                | Self::Fragments
         )
     }
 }

@@ -31,6 +31,18 @@ const MORE: u16 = 0x2000;
 const OFFSET: u16 = 0x1fff;
 
 impl Parse for V4 {
+    const ICMP: u8 = 1;
+
+    #[inline(always)]
+    fn next<C: PacketCtx + ?Sized>(ctx: &C) -> Option<u8> {
+        ctx.load_at::<u8, { ETHERNET + 9 }>()
+    }
+
+    #[inline(always)]
+    fn fragment_id<C: PacketCtx + ?Sized>(ctx: &C, _: Upper) -> Option<u32> {
+        ctx.load_at::<u16, { ETHERNET + 4 }>().map(u32::from)
+    }
+
     #[inline(always)]
     fn ip<C: PacketCtx + ?Sized>(ctx: &C, key: &mut FlowKey<Self>) -> Option<Ip> {
         let header = ctx.load_at::<Header, ETHERNET>()?;

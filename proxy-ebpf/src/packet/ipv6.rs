@@ -41,6 +41,20 @@ const MOBILITY: u8 = 135;
 const CHAIN: usize = 6;
 
 impl Parse for V6 {
+    const ICMP: u8 = 58;
+
+    #[inline(always)]
+    fn next<C: PacketCtx + ?Sized>(ctx: &C) -> Option<u8> {
+        ctx.load_at::<u8, { ETHERNET + 6 }>()
+    }
+
+    #[inline(always)]
+    fn fragment_id<C: PacketCtx + ?Sized>(ctx: &C, upper: Upper) -> Option<u32> {
+        // A later fragment stands where its fragment header does; the first one's header stands before layer 4.
+        let header = if upper.fragment() == Some(Fragment::Later) { upper.offset() } else { upper.offset() - 8 };
+        ctx.load::<u32>(header + 4)
+    }
+
     #[inline(always)]
     fn ip<C: PacketCtx + ?Sized>(ctx: &C, key: &mut FlowKey<Self>) -> Option<Ip> {
         let header = ctx.load_at::<Header, ETHERNET>()?;

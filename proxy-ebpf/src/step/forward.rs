@@ -66,7 +66,8 @@ const fn told<F: Family>(flags: u16) -> u16 {
 /// Both exchanges of a masqueraded packet are counted: the second one by names of its own.
 #[inline(always)]
 fn named<F: Family>(flags: u16, outcome: Outcome) -> Outcome {
-    if flags & Flow::<F>::MASQUERADED == 0 || outcome == Outcome::FlowsFull {
+    let kept = matches!(outcome, Outcome::FlowsFull | Outcome::IcmpError | Outcome::Fragment);
+    if flags & Flow::<F>::MASQUERADED == 0 || kept {
         return outcome;
     }
     if flags & Flow::<F>::REPLY != 0 { Outcome::Unmasqueraded } else { Outcome::Masqueraded }

@@ -8,7 +8,7 @@ use aya_ebpf::bindings::__sk_buff;
 use proxy_common::abi::{Config, Direction, FlowKey, tc_index};
 use proxy_common::{Family, Outcome, V4, V6, algo::timeout};
 
-use super::rewrite;
+use super::rewrite::{self, Rewrite};
 use crate::ctx::PacketCtx;
 use crate::ctx::tc::{self, HelperError, Skb};
 use crate::hook::Leave;
@@ -76,9 +76,7 @@ fn take_token() -> bool {
 }
 
 /// What differs between the families' answers.
-pub(crate) trait Answer: Family {
-    /// Length of the payload behind the fixed IP header, from the header.
-    fn payload_len(skb: &Skb) -> Option<u32>;
+pub(crate) trait Answer: Rewrite {
     /// Writes the IP header of an answer.
     fn write_ip(skb: &Skb, key: &FlowKey<Self>, proto: u8, payload: u32) -> Result<(), HelperError>;
     /// True for addresses nobody may be answered at, and for ICMP errors.
@@ -167,12 +165,6 @@ impl Answer for V4 {
     const ICMP_PSEUDO_HEADER: bool = false;
 
     #[inline(always)]
-    fn payload_len(skb: &Skb) -> Option<u32> {
-        let total: [u8; 2] = skb.load(ETHERNET + 2)?;
-        Some(u32::from(u16::from_be_bytes(total)).wrapping_sub(Self::HEADER_LEN))
-    }
-
-    #[inline(always)]
     fn write_ip(skb: &Skb, key: &FlowKey<Self>, proto: u8, payload: u32) -> Result<(), HelperError> {
         let (s, d) = (key.dst.octets, key.src.octets);
         let total = ((Self::HEADER_LEN + payload) as u16).to_be_bytes();
@@ -203,12 +195,6 @@ impl Answer for V4 {
 impl Answer for V6 {
     const UNREACHABLE: (u8, u8, u8) = (ICMPV6, 1, 4);
     const ICMP_PSEUDO_HEADER: bool = true;
-
-    #[inline(always)]
-    fn payload_len(skb: &Skb) -> Option<u32> {
-        let payload: [u8; 2] = skb.load(ETHERNET + 4)?;
-        Some(u32::from(u16::from_be_bytes(payload)))
-    }
 
     #[inline(always)]
     fn write_ip(skb: &Skb, key: &FlowKey<Self>, proto: u8, payload: u32) -> Result<(), HelperError> {

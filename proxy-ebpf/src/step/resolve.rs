@@ -30,8 +30,14 @@ impl Argument for Seen {
 
 impl Seen {
     #[inline(always)]
-    pub(crate) const fn new(tcp_flags: u8, filter: u8, offset: u32) -> Self {
-        Self(tcp_flags as u32 | (filter as u32) << 8 | offset << 16)
+    pub(crate) const fn new(tcp_flags: u8, filter: u8, offset: u32, first_fragment: bool) -> Self {
+        Self(tcp_flags as u32 | (filter as u32) << 8 | (first_fragment as u32) << 15 | offset << 16)
+    }
+
+    /// The first fragment of a datagram.
+    #[inline(always)]
+    pub(crate) const fn is_first_fragment(self) -> bool {
+        self.0 & 1 << 15 != 0
     }
 
     #[inline(always)]
@@ -41,7 +47,7 @@ impl Seen {
 
     #[inline(always)]
     pub(crate) const fn bits_of_filter(self) -> u8 {
-        (self.0 >> 8) as u8
+        (self.0 >> 8) as u8 & 0x7f
     }
 
     /// Where layer 4 begins.

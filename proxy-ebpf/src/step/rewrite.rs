@@ -1,9 +1,10 @@
 //! The only writer of addresses and ports.
 
 use proxy_common::abi::{Flow, FlowKey};
-use proxy_common::{Address, Family, V4, V6, algo::timeout};
+use proxy_common::{Address, Family, Outcome, V4, V6, algo::timeout};
 
 use super::checksum::{self, Change, fold, fold16};
+use super::sctp;
 use crate::ctx::PacketCtx;
 use crate::ctx::tc::{HelperError, Skb};
 use crate::packet::{ETHERNET, has_ports};
@@ -13,9 +14,9 @@ const ETH_DST: u32 = 0;
 /// Offset of the IPv4 header's checksum (RFC 791 §3.1).
 const IPV4_CHECKSUM: u32 = ETHERNET + 10;
 /// Offset of the TCP checksum within its header (RFC 9293 §3.1).
-const TCP_CHECKSUM: u32 = 16;
+pub(crate) const TCP_CHECKSUM: u32 = 16;
 /// Offset of the UDP checksum within its header (RFC 768).
-const UDP_CHECKSUM: u32 = 6;
+pub(crate) const UDP_CHECKSUM: u32 = 6;
 
 /// Makes the packet, whose addresses and ports are the key's, what the flow says. `flow` may lie in a map: each of its
 /// fields is read once.
@@ -52,15 +53,54 @@ pub(crate) unsafe fn apply<F: Rewrite>(
     }
     F::write(skb, &src, &dst, addresses)
 }
+
+/// The same for whatever protocol, where a packet begins a flow, and of SCTP.
+#[inline(always)]
+fn rewritten<F: Rewrite>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, l4: u32) -> Outcome {
+    if key.proto == timeout::SCTP {
+        let ports = pair(key.sport, key.dport) ^ pair(found.sport, found.dport);
+        if sctp::settle::<F>(skb, l4, ports).is_err() {
+            return Outcome::DropHelper;
+        }
+    }
+    // SAFETY: a map's element or working memory.
+    match unsafe { apply(skb, key, l4, found) } {
+        Ok(()) => Outcome::Request,
+        Err(HelperError) => Outcome::DropHelper,
+    }
+}
+
+subprograms! {
+    /// [`rewritten`] of a family, as a global subprogram.
+    Rewritten: Rewrite => rewritten(skb; l4: u32) as rewritten_v4, rewritten_v6
+}
+
+/// The same for a later fragment, which has no layer 4 header: its addresses alone.
+///
+/// # Safety
+///
+/// `flow` is a map's element, or working memory.
+#[inline(always)]
+pub(crate) unsafe fn apply_addresses<F: Rewrite>(
+    skb: &Skb,
+    key: &FlowKey<F>,
+    flow: *const Flow<F>,
+) -> Result<(), HelperError> {
+    // SAFETY: readable, as the caller says.
+    let (src, dst) = unsafe { ((*flow).src.copied(), (*flow).dst.copied()) };
+    let addresses = fold(difference(&key.src, &src) + difference(&key.dst, &dst));
+    F::write(skb, &src, &dst, addresses)
+}
+
 /// Two ports as they stand in the packet.
 #[inline(always)]
-const fn pair(source: u16, dest: u16) -> u32 {
+pub(crate) const fn pair(source: u16, dest: u16) -> u32 {
     ((source as u32) << 16 | dest as u32).to_be()
 }
 
 /// One's complement difference of two addresses, not folded.
 #[inline(always)]
-fn difference<A: Address>(from: &A, to: &A) -> u64 {
+pub(crate) fn difference<A: Address>(from: &A, to: &A) -> u64 {
     let (from, to) = (from.words(), to.words());
     let (mut sum, mut n) = (0, 0);
     while n < size_of::<A>() / 4 {
@@ -72,11 +112,19 @@ fn difference<A: Address>(from: &A, to: &A) -> u64 {
 
 /// What differs between the families' headers.
 pub(crate) trait Rewrite: Family {
+    /// Length of the packet from the fixed IP header's end on, as that header has it; padding of the frame is none of it.
+    fn payload_len(skb: &Skb) -> Option<u32>;
     /// Writes both addresses and what the header sums over them; `addresses` is their difference.
     fn write(skb: &Skb, src: &Self::Addr, dst: &Self::Addr, addresses: u32) -> Result<(), HelperError>;
 }
 
 impl Rewrite for V4 {
+    #[inline(always)]
+    fn payload_len(skb: &Skb) -> Option<u32> {
+        let total = u16::from_be(skb.at::<u16>(ETHERNET + 2)?);
+        Some(u32::from(total).wrapping_sub(Self::HEADER_LEN))
+    }
+
     #[inline(always)]
     fn write(skb: &Skb, src: &Self::Addr, dst: &Self::Addr, addresses: u32) -> Result<(), HelperError> {
         let held: u16 = skb.at(IPV4_CHECKSUM).ok_or(HelperError)?;
@@ -88,6 +136,11 @@ impl Rewrite for V4 {
 }
 
 impl Rewrite for V6 {
+    #[inline(always)]
+    fn payload_len(skb: &Skb) -> Option<u32> {
+        Some(u32::from(u16::from_be(skb.at::<u16>(ETHERNET + 4)?)))
+    }
+
     #[inline(always)]
     fn write(skb: &Skb, src: &Self::Addr, dst: &Self::Addr, _: u32) -> Result<(), HelperError> {
         skb.write_words(ETHERNET + 8, src.words())?;

@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 mod render;
 
-pub use render::internet_checksum;
 pub(super) use render::pseudo_header;
+pub use render::{crc32c, internet_checksum};
 
 /// A MAC address.
 pub type Mac = [u8; 6];
@@ -48,6 +48,9 @@ pub enum L4 {
         kind: u8,
         code: u8,
         rest: [u8; 4],
+    },
+    Sctp {
+        tag: u32,
     },
     /// Any other protocol: the payload is all there is.
     Other(u8),
@@ -112,6 +115,11 @@ impl Packet {
     /// A UDP datagram.
     pub fn udp(src: SocketAddr, dst: SocketAddr, payload: &[u8]) -> Self {
         Self::new(src, dst, L4::Udp { checksum: Checksum::Right }).carrying(payload)
+    }
+
+    /// An SCTP packet with these chunks.
+    pub fn sctp(src: SocketAddr, dst: SocketAddr, chunks: &[u8]) -> Self {
+        Self::new(src, dst, L4::Sctp { tag: 0x0102_0304 }).carrying(chunks)
     }
 
     /// An ICMP or ICMPv6 message; the payload follows its first eight bytes.

@@ -250,7 +250,7 @@ impl Node {
 
     fn run(&self, hook: Hook, what: String, frame: &[u8], meta: Meta) -> Ran<'_> {
         let before = self.maps.counters();
-        let left = self.programs.entry(hook, frame, meta).run(frame, meta);
+        let left = self.programs.entry(hook, frame).run(frame, meta);
         Ran::new(self, hook, what, frame.to_vec(), meta, left, &before)
     }
 }

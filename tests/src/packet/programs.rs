@@ -1,4 +1,4 @@
-//! The object's programs, each loaded when the first packet needs it: the verifier's time is most of a test's.
+//! The object's programs, those of a family loaded when its first packet comes: the verifier's time is most of a test's.
 
 use std::cell::RefCell;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -7,10 +7,10 @@ use aya::Ebpf;
 use aya::maps::{Map, MapData, ProgramArray};
 use aya::programs::SchedClassifier;
 use proxy_agent::dataplane::load;
-use proxy_common::abi::{program, tc_index};
+use proxy_common::abi::program;
 use proxy_common::{Family as _, V4, V6};
 
-use super::kernel::{Entry, Meta};
+use super::kernel::Entry;
 use super::ran::Hook;
 
 /// Slots of `PROGRAMS` for the stubs, which in life are attached to devices.
@@ -44,24 +44,19 @@ impl Programs {
         Self { loader, ingress, egress, _array: fd }
     }
 
-    /// What a device's hook runs, with every program behind it that this frame can reach.
-    pub(super) fn entry(&self, hook: Hook, frame: &[u8], meta: Meta) -> &Entry {
+    /// What a device's hook runs. Behind it stand the programs of the frame's family, all of them from its first frame on:
+    /// flows live for seconds, and what loading takes later would be time that passes for them.
+    pub(super) fn entry(&self, hook: Hook, frame: &[u8]) -> &Entry {
         let mut loader = self.loader.borrow_mut();
-        let v6 = frame.get(12..14) == Some(&V6::ETHERTYPE.to_be_bytes());
-        let v4 = frame.get(12..14) == Some(&V4::ETHERTYPE.to_be_bytes());
-        let masquerade = meta.tc_index == tc_index::REQUEST_SNAT;
-        let (stub, front, behind) = match hook {
-            Hook::Ingress => (INGRESS_STUB, program::INGRESS, [program::INGRESS_V4, program::INGRESS_V6]),
-            Hook::Egress if masquerade => {
-                (EGRESS_STUB, program::EGRESS, [program::MASQUERADE_V4, program::MASQUERADE_V6])
-            }
-            Hook::Egress => (EGRESS_STUB, program::EGRESS, [program::EGRESS_V4, program::EGRESS_V6]),
-        };
-        loader.load(stub);
-        loader.load_slot(front);
-        for (slot, _) in behind.into_iter().zip([v4, v6]).filter(|(_, needed)| *needed) {
-            loader.load_slot(slot);
+        [INGRESS_STUB, EGRESS_STUB].into_iter().for_each(|stub| loader.load(stub));
+        let mut slots = vec![program::INGRESS, program::EGRESS];
+        if frame.get(12..14) == Some(&V4::ETHERTYPE.to_be_bytes()) {
+            slots.extend([program::INGRESS_V4, program::EGRESS_V4, program::MASQUERADE_V4, program::ICMP_V4]);
         }
+        if frame.get(12..14) == Some(&V6::ETHERTYPE.to_be_bytes()) {
+            slots.extend([program::INGRESS_V6, program::EGRESS_V6, program::MASQUERADE_V6, program::ICMP_V6]);
+        }
+        slots.into_iter().for_each(|slot| loader.load_slot(slot));
         match hook {
             Hook::Ingress => &self.ingress,
             Hook::Egress => &self.egress,

@@ -126,6 +126,24 @@ impl<'a> Ran<'a> {
         self.compare(NEXT, &[outcome], tc_index::REQUEST_SNAT, &expected.bytes());
     }
 
+    /// It goes on as `expected`, on the way of a flow's replies.
+    #[track_caller]
+    pub fn becomes_reply(self, outcome: Outcome, expected: &Packet) {
+        self.compare(NEXT, &[outcome], tc_index::REPLY, &expected.bytes());
+    }
+
+    /// It goes on as `expected`, and egress is to look at it as at any other packet.
+    #[track_caller]
+    pub fn becomes_between(self, outcome: Outcome, expected: &Packet) {
+        self.compare(NEXT, &[outcome], tc_index::NOT_OURS, &expected.bytes());
+    }
+
+    /// It is sent past the stack as `expected`, on the way of a flow's replies.
+    #[track_caller]
+    pub fn is_redirected_as_reply(self, outcome: Outcome, expected: &Packet) {
+        self.compare(REDIRECT, &[outcome], tc_index::REPLY, &expected.bytes());
+    }
+
     /// A request that was due goes on as it came, and no other hook looks at it again.
     #[track_caller]
     pub fn is_left_to_others(self) {

@@ -7,12 +7,15 @@ use fairlead_tests::packet::{Checksum, Node, Packet, Wire, internet_checksum};
 use proxy_agent::model::{IpFamily, Protocol};
 use proxy_common::Outcome;
 
-use crate::cases::{TARGET, Talk, at, out_of, to_remote, unreachable_for, web};
+use crate::cases::{PORT, TARGET, Talk, at, out_of, to_remote, unreachable_for, web};
 
 wires! {
     a_first_fragment_is_translated,
     a_later_fragment_to_a_cluster_ip_is_dropped,
     a_later_fragment_to_anybody_else_is_left_alone,
+    later_fragments_follow_the_first,
+    later_fragments_of_a_masqueraded_datagram_follow_it,
+    fragments_of_another_datagram_are_another_matter,
     a_tagged_frame_is_left_alone,
     a_packet_to_a_cluster_ip_that_is_cut_off_is_dropped,
     a_packet_to_anybody_else_that_is_cut_off_is_left_alone,
@@ -21,6 +24,7 @@ wires! {
 }
 
 families! {
+    rule_16_sctp_keeps_its_checksum_right,
     a_header_that_makes_no_sense_is_left_to_the_kernel,
     a_checksum_that_becomes_zero_is_sent_as_all_ones,
     a_packet_that_cannot_be_rewritten_is_dropped,
@@ -115,6 +119,73 @@ fn a_later_fragment_to_anybody_else_is_left_alone(wire: Wire) {
     node.arrives(UPLINK, &fragment).is_left_alone();
     // A reply's later fragments need what the first one got: they leave as they are.
     node.leaves(POD1, &talk.reply().as_fragment(3, false)).is_left_alone();
+}
+
+const MIDDLE: &[u8] = b"the middle of something, 24";
+
+pub(crate) fn later_fragments_follow_the_first(wire: Wire) {
+    let (node, talk) = to_remote(wire);
+    // While the flow begins, while it is half open, and when it is confirmed; out and back.
+    talk.goes(&node, Outcome::RequestNew, &talk.opening().as_fragment(0, true));
+    talk.goes(&node, Outcome::Fragment, &talk.opening().as_fragment(3, true).carrying(MIDDLE));
+    talk.goes(&node, Outcome::Fragment, &talk.opening().as_fragment(6, false).carrying(MIDDLE));
+    let reply = talk.answer().as_fragment(3, false).carrying(MIDDLE);
+    node.leaves(POD1, &reply).is_left_alone();
+    talk.comes(&node, Outcome::ReplyHalfOpen, &talk.answer().as_fragment(0, true));
+    node.leaves(POD1, &reply).becomes_reply(Outcome::Fragment, &reply.clone().from(talk.vip));
+}
+
+fn later_fragments_of_a_masqueraded_datagram_follow_it(wire: Wire) {
+    let (client, vip) = (wire.at(world::client, 51_234), wire.at(world::node, 30_080));
+    let endpoint = wire.at(world::remote, TARGET);
+    let node = Node::serving(&[&web(wire).node_port(30_080).elsewhere(endpoint.ip())]);
+    let opening = at(UPLINK, wire.opening(client, vip)).as_fragment(0, true);
+    let later = at(UPLINK, wire.opening(client, vip)).as_fragment(3, false).carrying(MIDDLE);
+    node.arrives(UPLINK, &opening).becomes_due(Outcome::RequestNew, &opening.clone().to(endpoint));
+    node.arrives(UPLINK, &later).becomes_due(Outcome::Fragment, &later.clone().to(endpoint));
+    let due = proxy_common::abi::tc_index::REQUEST_SNAT;
+    let (opening, later) = (opening.to(endpoint), later.to(endpoint));
+    let ran = node.leaves_marked(UPLINK, due, &opening);
+    let seen = ran.source();
+    ran.becomes(Outcome::Masqueraded, &opening.clone().from(seen));
+    node.leaves_marked(UPLINK, due, &later).becomes(Outcome::Fragment, &later.clone().from(seen));
+    let answer = at(UPLINK, wire.answer(endpoint, seen)).as_fragment(0, true);
+    let rest = answer.clone().as_fragment(3, false).carrying(MIDDLE);
+    node.arrives(UPLINK, &answer).becomes(Outcome::Unmasqueraded, &answer.clone().to(client));
+    node.arrives(UPLINK, &rest).becomes_between(Outcome::Fragment, &rest.clone().to(client));
+}
+
+fn fragments_of_another_datagram_are_another_matter(wire: Wire) {
+    let (node, talk) = to_remote(wire);
+    talk.goes(&node, Outcome::RequestNew, &talk.opening().as_fragment(0, true));
+    let other = talk.opening().as_fragment(3, false).carrying(MIDDLE).with_id(0x4321);
+    node.arrives(POD1, &other).is_dropped(Outcome::DropFragment);
+    let mut from_another = talk.opening().as_fragment(3, false).carrying(MIDDLE);
+    from_another.src.set_ip(world::pod2(wire.family));
+    node.arrives(POD1, &from_another).is_dropped(Outcome::DropFragment);
+}
+
+fn rule_16_sctp_keeps_its_checksum_right(family: IpFamily) {
+    let wire = wire(family, Protocol::Sctp);
+    let (client, vip) = (wire.at(world::pod1, 40_000), wire.at(world::vip, PORT));
+    let endpoint = wire.at(world::remote, TARGET);
+    let node = Node::serving(&[&web(wire).elsewhere(endpoint.ip())]);
+    for length in [4, 16, 300, 1400] {
+        let init: Vec<u8> = (0..length).map(|i| (i * 7) as u8).collect();
+        let mut from = client;
+        from.set_port(40_000 + length as u16);
+        let opening = at(POD1, Packet::sctp(from, vip, &init));
+        node.arrives(POD1, &opening).becomes(Outcome::RequestNew, &opening.clone().to(endpoint));
+        let answer = out_of(POD1, Packet::sctp(endpoint, from, &init));
+        node.leaves(POD1, &answer).becomes(Outcome::ReplyHalfOpen, &answer.clone().from(vip));
+    }
+    // What the frame is padded with is none of the packet.
+    let short = at(POD1, Packet::sctp(client, vip, &[1; 4]));
+    let mut padded = short.bytes();
+    padded.extend([0xaa; 9]);
+    let mut expected = short.to(endpoint).bytes();
+    expected.extend([0xaa; 9]);
+    assert_eq!(node.arrives_as(POD1, &padded).bytes(), expected);
 }
 
 fn a_tagged_frame_is_left_alone(wire: Wire) {

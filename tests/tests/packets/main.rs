@@ -61,6 +61,8 @@ mod handshake;
 #[cfg(test)]
 mod headers;
 #[cfg(test)]
+mod icmp;
+#[cfg(test)]
 mod limits;
 #[cfg(test)]
 mod masquerade;

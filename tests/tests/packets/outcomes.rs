@@ -4,7 +4,7 @@ use fairlead_tests::packet::{Wire, seen_outcomes};
 use proxy_agent::model::IpFamily;
 use proxy_common::Outcome;
 
-use crate::{bridge, classes, flows, headers, limits, masquerade, node, policy, reject, tuples};
+use crate::{bridge, classes, flows, headers, icmp, limits, masquerade, node, policy, reject, tuples};
 
 /// A test that shows this outcome. A new outcome does not compile before it has one.
 fn shown_by(outcome: Outcome) -> fn() {
@@ -27,6 +27,9 @@ fn shown_by(outcome: Outcome) -> fn() {
         Outcome::DropNoSourcePort => {
             || masquerade::when_every_port_is_taken_the_packet_is_dropped_and_others_live(Wire::TCP_V4)
         }
+        Outcome::IcmpError => || icmp::an_error_from_beyond_the_endpoint_quotes_the_service_to_the_client(Wire::UDP_V4),
+        Outcome::DropRedirect => icmp::a_redirect_that_names_the_endpoint_is_dropped,
+        Outcome::Fragment => || headers::later_fragments_follow_the_first(Wire::UDP_V4),
         Outcome::DropSourceRange => || classes::rule_21_a_client_in_no_source_range_is_dropped(Wire::TCP_V4),
         Outcome::DropUnallocated => || classes::an_address_of_a_service_cidr_that_nobody_has_is_dropped(IpFamily::V4),
         Outcome::RejectNoEndpoint => || reject::rule_54_a_syn_without_any_endpoint_is_reset(IpFamily::V4),

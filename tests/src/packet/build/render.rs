@@ -6,6 +6,7 @@ use super::{Checksum, L4, Packet};
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+const SCTP: u8 = 132;
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 const FRAGMENT_HEADER: u8 = 44;
@@ -23,6 +24,7 @@ impl Packet {
             (L4::Udp { .. }, _) => UDP,
             (L4::Icmp { .. }, true) => ICMP,
             (L4::Icmp { .. }, false) => ICMPV6,
+            (L4::Sctp { .. }, _) => SCTP,
             (L4::Other(number), _) => *number,
         }
     }
@@ -71,7 +73,8 @@ impl Packet {
         let mut chain = self.extensions.clone();
         if let Some((offset, more)) = self.fragment {
             let word = (offset << 3 | u16::from(more)).to_be_bytes();
-            chain.push((FRAGMENT_HEADER, vec![0, word[0], word[1], 0, 0, 0x12, 0x34]));
+            let id = self.id.to_be_bytes();
+            chain.push((FRAGMENT_HEADER, vec![0, word[0], word[1], 0, 0, id[0], id[1]]));
         }
         let length: usize = chain.iter().map(|(_, bytes)| bytes.len() + 1).sum();
         let first = chain.first().map_or(self.protocol(), |(number, _)| *number);
@@ -112,6 +115,15 @@ impl Packet {
                 bytes.extend(rest);
                 2
             }
+            L4::Sctp { tag } => {
+                bytes.extend(ports);
+                bytes.extend(tag.to_be_bytes());
+                bytes.extend([0; 4]);
+                bytes.extend(&self.payload);
+                let sum = crc32c(&bytes);
+                bytes[8..12].copy_from_slice(&sum.to_le_bytes());
+                return bytes;
+            }
             L4::Other(_) => return self.payload.clone(),
         };
         bytes.extend(&self.payload);
@@ -134,6 +146,13 @@ impl Packet {
             _ => internet_checksum(&[&pseudo, bytes]),
         }
     }
+}
+
+/// SCTP's checksum (RFC 9260 appendix A), bit by bit.
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0u32, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 != 0 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 })
+    })
 }
 
 /// The pseudo header of layer 4's checksum (RFC 9293 §3.1, RFC 8200 §8.1).

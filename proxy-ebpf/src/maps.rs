@@ -141,7 +141,7 @@ pub(crate) fn choice() -> Option<&'static mut Choice> {
 
 /// The maps of one family.
 pub(crate) trait Maps: Family {
-    /// The packet's own entry; taken once per run, by the pipeline.
+    /// The packet's own entry; taken once per run by the pipeline, and once by the subprogram that may store it.
     fn request() -> Option<&'static mut Flow<Self>>;
     /// The reply's key and entry; taken once per subprogram.
     fn reply() -> Option<&'static mut Entry<Self>>;
@@ -164,7 +164,7 @@ macro_rules! family_maps {
             #[inline(always)]
             fn request() -> Option<&'static mut Flow<Self>> {
                 tally(Tally::Scratch);
-                // SAFETY: this CPU's own element, taken once per run.
+                // SAFETY: this CPU's own element; who takes it again uses no other reference to it.
                 $request.get_ptr_mut(0).map(|entry| unsafe { &mut *entry })
             }
             #[inline(always)]

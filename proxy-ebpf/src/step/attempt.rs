@@ -41,6 +41,15 @@ fn attempt<F: Source>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, index: u
     if keep { hold(key, found, reply) } else { claim(key, found, reply) }
 }
 
+/// Stores the owner entry. It takes the room of the reply's, which is stored by now or not wanted: before 6.2 the
+/// verifier takes no argument of a subprogram for a map's key or value.
+#[inline(always)]
+pub(crate) fn store_owner<F: Maps>(key: &FlowKey<F>, owner: &Flow<F>, room: &mut Entry<F>) -> Result<(), i32> {
+    room.partner = *key;
+    room.value = *owner;
+    F::new_flows().insert(&room.partner, &room.value, maps::ANY)
+}
+
 /// The reply's half of an owner entry, which tells by which device a request of the node's own left.
 #[inline(always)]
 pub(crate) fn reply_half<F: Maps>(
@@ -74,7 +83,7 @@ pub(crate) fn reply_entry<F: Maps>(key: &FlowKey<F>, owner: &Flow<F>, reply: &mu
 /// Stays with this endpoint if the flow is half open with it, and it lives. From now on the owner entry is stored: once
 /// the change has settled, the hash would lead elsewhere.
 #[inline(always)]
-fn hold<F: Maps>(key: &FlowKey<F>, found: &mut Flow<F>, reply: &Entry<F>) -> Outcome {
+fn hold<F: Maps>(key: &FlowKey<F>, found: &mut Flow<F>, reply: &mut Entry<F>) -> Outcome {
     let Some(entry) = F::new_flows().get_ptr_mut(&reply.key) else { return Outcome::NotOurs };
     // SAFETY: the map's element; each field is read once.
     let held = unsafe { &*entry };
@@ -86,7 +95,7 @@ fn hold<F: Maps>(key: &FlowKey<F>, found: &mut Flow<F>, reply: &Entry<F>) -> Out
     found.flags |= Flow::<F>::PINNED | held.flags & Flow::<F>::ANSWERED;
     reserve::refresh(entry);
     flow::set_flags(entry, Flow::<F>::PINNED);
-    match F::new_flows().insert(key, &*found, maps::ANY) {
+    match store_owner(key, found, reply) {
         Ok(()) => Outcome::RequestHalfOpen,
         Err(_) => Outcome::DropHelper,
     }
@@ -103,7 +112,7 @@ fn claim<F: Maps>(key: &FlowKey<F>, found: &mut Flow<F>, reply: &mut Entry<F>) -
     };
     // The endpoint may have answered before this half was evicted.
     found.flags |= reply.value.flags & Flow::<F>::ANSWERED;
-    if found.flags & Flow::<F>::PINNED != 0 && F::new_flows().insert(key, &*found, maps::ANY).is_err() {
+    if found.flags & Flow::<F>::PINNED != 0 && store_owner(key, found, reply).is_err() {
         return Outcome::DropHelper;
     }
     outcome

@@ -25,8 +25,12 @@ use crate::packet::{ACK, FIN, RST, SYN};
 
 /// Looks the packet up among the half-open flows.
 #[inline(always)]
-fn half_open<F: Source>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen) -> Outcome {
+fn half_open<F: Source>(skb: &Skb, key: &FlowKey<F>, _found: &mut Flow<F>, seen: Seen) -> Outcome {
+    // Before 6.2 the verifier takes no argument of a subprogram for a map's key or value: the key is copied, and the
+    // packet's own entry asked for again.
+    let key = &{ *key };
     let Some(entry) = F::new_flows().get_ptr_mut(key) else { return Outcome::NotOurs };
+    let Some(found) = F::request() else { return Outcome::DropHelper };
     // SAFETY: the map's element, copied out once.
     *found = unsafe { *entry };
     if flow::is_stale(found.last_seen_secs) {

@@ -5,7 +5,7 @@ use proxy_common::Outcome;
 use proxy_common::abi::{Flow, FlowKey};
 use proxy_common::algo::timeout;
 
-use super::attempt::reply_entry;
+use super::attempt::{reply_entry, store_owner};
 use super::choose::{SPARE_ATTEMPTS, spare_port, tuple_hash};
 use super::flow;
 use super::reserve::{self, Reservation};
@@ -33,7 +33,7 @@ fn direct<F: Maps>(key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen) -> Outcome
         reply_entry(key, found, reply);
         if matches!(reserve::reply(reply), Reservation::Fresh | Reservation::Ours) {
             maps::note_direct_rewrite();
-            let stored = F::new_flows().insert(key, &*found, maps::ANY);
+            let stored = store_owner(key, found, reply);
             return if stored.is_ok() { Outcome::DirectRewritten } else { Outcome::DropHelper };
         }
     }

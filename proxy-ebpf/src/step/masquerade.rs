@@ -7,7 +7,7 @@ use proxy_common::Outcome;
 use proxy_common::abi::{Config, Direction, Flow, FlowKey, Role};
 use proxy_common::algo::hash;
 
-use super::attempt::reply_entry;
+use super::attempt::{reply_entry, store_owner};
 use super::reserve::{self, Reservation};
 use super::route::{self, Source};
 use crate::clock::now_secs;
@@ -91,7 +91,7 @@ fn take_port<F: Source>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>) -> Out
         Reservation::Taken => return Outcome::NotOurs,
         Reservation::Full => return Outcome::DropHelper,
     }
-    match F::new_flows().insert(key, &*found, maps::ANY) {
+    match store_owner(key, found, reply) {
         Ok(()) => Outcome::Masqueraded,
         Err(_) => Outcome::DropHelper,
     }

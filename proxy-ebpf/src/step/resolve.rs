@@ -28,10 +28,13 @@ impl Argument for Seen {
     }
 }
 
+/// The offset is what the shift leaves, 12 bits: a bound that every verifier sees, whatever it has forgotten of the word.
+const OFFSET_SHIFT: u32 = 20;
+
 impl Seen {
     #[inline(always)]
     pub(crate) const fn new(tcp_flags: u8, filter: u8, offset: u32, first_fragment: bool) -> Self {
-        Self(tcp_flags as u32 | (filter as u32) << 8 | (first_fragment as u32) << 15 | offset << 16)
+        Self(tcp_flags as u32 | (filter as u32) << 8 | (first_fragment as u32) << 15 | offset << OFFSET_SHIFT)
     }
 
     /// The first fragment of a datagram.
@@ -53,7 +56,7 @@ impl Seen {
     /// Where layer 4 begins.
     #[inline(always)]
     pub(crate) const fn offset(self) -> u32 {
-        self.0 >> 16
+        self.0 >> OFFSET_SHIFT
     }
 }
 

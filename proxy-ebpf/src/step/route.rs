@@ -106,7 +106,8 @@ fn from_node<F: Source>(
 #[inline(always)]
 fn to_node<F: Source>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>) -> Result<(), Outcome> {
     // The kernel says the same of an address that no route leads to.
-    if F::node_addrs().get_ptr(&found.dst).is_none() {
+    let dst = found.dst;
+    if F::node_addrs().get_ptr(&dst).is_none() {
         return Err(Outcome::DropNoRoute);
     }
     let device = maps::device(skb.ifindex()).ok_or(Outcome::DropNoRoute)?;

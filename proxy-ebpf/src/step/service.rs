@@ -34,14 +34,16 @@ fn get<F: Maps>(addr: F::Addr, port: u16, proto: u8) -> Option<Service> {
 
 #[inline(always)]
 fn takes_node_ports<F: Maps>(addr: &F::Addr) -> bool {
+    let addr = *addr;
     // SAFETY: as in `get`.
-    unsafe { F::node_addrs().get(addr).is_some_and(|a| a.flags & NodeAddr::NODE_PORTS != 0) }
+    unsafe { F::node_addrs().get(&addr).is_some_and(|a| a.flags & NodeAddr::NODE_PORTS != 0) }
 }
 
 /// True if the address is some Service's ClusterIP.
 #[inline(always)]
 pub(crate) fn is_cluster_ip<F: Maps>(addr: &F::Addr) -> bool {
-    F::cluster_ips().get_ptr(addr).is_some()
+    let addr = *addr;
+    F::cluster_ips().get_ptr(&addr).is_some()
 }
 
 /// The words of a port that one decision needs, read once each.

@@ -83,6 +83,12 @@ impl ServiceSpec {
     #[must_use]
     pub fn node_port_local(mut self, node_port: u16) -> Self {
         self.external_local = true;
+        self.node_port(node_port)
+    }
+
+    /// The same, also on a NodePort with `externalTrafficPolicy: Cluster`.
+    #[must_use]
+    pub fn node_port(mut self, node_port: u16) -> Self {
         self.ports.iter_mut().for_each(|port| port.node_port = Some(node_port));
         self
     }

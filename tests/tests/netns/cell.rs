@@ -149,24 +149,28 @@ impl Cluster {
 
     /// A Service of the test's own, dual stack, TCP and UDP port 80. It is deleted when the handle is dropped.
     pub(crate) fn service(&self, what: &str) -> Service<'_> {
-        self.service_on(what, None)
+        self.service_on(what, |spec| spec)
     }
 
     /// The same with a NodePort and `externalTrafficPolicy: Local`.
     pub(crate) fn node_port_service(&self, what: &str) -> Service<'_> {
-        self.service_on(what, Some(30_000 + self.next.get()))
+        let port = 30_000 + self.next.get();
+        self.service_on(what, |spec| spec.node_port_local(port))
     }
 
-    fn service_on(&self, what: &str, node_port: Option<u16>) -> Service<'_> {
+    /// The same with `externalTrafficPolicy: Cluster`.
+    pub(crate) fn masqueraded_service(&self, what: &str) -> Service<'_> {
+        let port = 30_000 + self.next.get();
+        self.service_on(what, |spec| spec.node_port(port))
+    }
+
+    fn service_on(&self, what: &str, with: impl FnOnce(ServiceSpec) -> ServiceSpec) -> Service<'_> {
         let n = self.next.get() + 1;
         self.next.set(n);
         let [high, low] = (256 + n).to_be_bytes();
         let vips: [IpAddr; 2] =
             [Ipv4Addr::new(10, 96, high, low).into(), Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 256 + n).into()];
-        let mut spec = ServiceSpec::both(&format!("{what}-{n}"), &vips, 80, TARGET);
-        if let Some(port) = node_port {
-            spec = spec.node_port_local(port);
-        }
+        let spec = with(ServiceSpec::both(&format!("{what}-{n}"), &vips, 80, TARGET));
         Service { cluster: self, spec }
     }
 

@@ -48,6 +48,8 @@ mod health;
 #[cfg(test)]
 mod logs;
 #[cfg(test)]
+mod masquerade;
+#[cfg(test)]
 mod metrics;
 #[cfg(test)]
 mod mount;

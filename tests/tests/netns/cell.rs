@@ -96,7 +96,16 @@ impl Cell {
         if shared.is_none() {
             *shared = Some(Cluster::own(self, AgentOptions::default()));
         }
-        let cluster = shared.as_ref().expect("it was made above");
+        self.run_on(shared.as_ref().expect("it was made above"), case);
+    }
+
+    /// The same on a cluster of its own, whose agent has further arguments.
+    pub(crate) fn run_with(self, args: &[&str], case: fn(&Cluster, Combo) -> Result<()>) {
+        let args = args.iter().map(Into::into).collect();
+        self.run_on(&Cluster::own(self, AgentOptions { args, ..AgentOptions::default() }), case);
+    }
+
+    fn run_on(self, cluster: &Cluster, case: fn(&Cluster, Combo) -> Result<()>) {
         let mut failures = Vec::new();
         for combo in Combo::ALL {
             let before = cluster.outcomes();

@@ -1,8 +1,11 @@
 //! ClusterIPs: from pods, from the node's own processes, from outside through the node as a router.
 
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use fairlead_lab::{Ask, Lab};
 
 use crate::cell::{Cluster, Combo, TARGET, answered, own_port};
@@ -114,14 +117,21 @@ fn a_node_process_reaches_remote_endpoints(cluster: &Cluster, Combo { v6, proto 
 }
 
 fn an_external_host_reaches_a_cluster_ip_through_the_node(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
-    let (service, ext) = (cluster.service("routed"), &cluster.lab.ext);
+    let (service, ext, node) = (cluster.service("routed"), &cluster.lab.ext, &cluster.lab.node);
     for outside in Lab::external_clients(v6).into_iter().chain([ext.ip(v6)]) {
         let ask = Ask::new(proto, service.vip(v6)).from(SocketAddr::new(outside, 0));
         service.serve(&service.pods(&[0, 1]), &ext.ns, ask)?;
-        let mut servers = BTreeSet::new();
+        let (mut servers, mut own) = (BTreeSet::new(), BTreeMap::new());
         for _ in 0..MANY {
             let answer = answered(&ext.ns, ask)?;
-            ensure!(answer.peer.ip() == outside, "{} saw {}, not {outside}", answer.server, answer.peer);
+            // Rule 68: it is no pod, so it comes with the address that the node itself has towards this one.
+            let pod = cluster.lab.pods.iter().find(|pod| pod.name == answer.server).context("a pod answered")?;
+            let direct = Ask::new(proto, SocketAddr::new(pod.ip(v6), TARGET));
+            let own = match own.get(&answer.server) {
+                Some(own) => *own,
+                None => *own.entry(answer.server.clone()).or_insert(answered(&node.ns, direct)?.peer.ip()),
+            };
+            ensure!(answer.peer.ip() == own, "{} saw {}, not the node at {own}", answer.server, answer.peer);
             servers.insert(answer.server);
         }
         ensure!(servers.len() == 2, "{MANY} requests were answered by {servers:?}");

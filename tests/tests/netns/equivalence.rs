@@ -14,12 +14,11 @@ use fairlead_lab::{
     packet::{L4, Packet, RST, SYN},
 };
 
-use crate::cell::{Cluster, Combo, PATIENCE, TARGET, own_port};
+use crate::cell::{Cell, Cluster, Combo, PATIENCE, TARGET, own_port};
 
 matrix! {
     a_pods_traffic_equals_direct_traffic,
     a_pods_traffic_to_a_remote_endpoint_equals_direct_traffic,
-    a_routed_clients_traffic_equals_direct_traffic,
     a_node_port_clients_traffic_equals_direct_traffic,
     a_node_processs_traffic_equals_direct_traffic_at_the_endpoint,
     a_pods_traffic_to_itself_equals_the_nodes_traffic_at_the_endpoint,
@@ -210,6 +209,15 @@ fn a_pods_traffic_to_a_remote_endpoint_equals_direct_traffic(
 fn from_outside(v6: bool, proto: Proto, to: SocketAddr) -> Ask {
     let outside: IpAddr = Lab::external_clients(v6)[0];
     Ask::new(proto, to).from(SocketAddr::new(outside, 0))
+}
+
+/// Where pods are not told from others, nobody's source is exchanged on the way to a ClusterIP (rule 68): only then is there
+/// direct traffic to compare with.
+#[test]
+fn a_routed_clients_traffic_equals_direct_traffic_without_masquerade() {
+    for cell in ["routed_invalid_drop", "bridge_invalid_drop", "bridge_nf_invalid_drop"] {
+        Cell::named(cell).run_with(&["--detect-local-mode=none"], a_routed_clients_traffic_equals_direct_traffic);
+    }
 }
 
 fn a_routed_clients_traffic_equals_direct_traffic(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {

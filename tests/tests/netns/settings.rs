@@ -120,9 +120,15 @@ fn rule_71_devices_of_pods_are_marked() {
     let cluster = cluster(&[]);
     let mut agent = cluster.agent.lock().unwrap();
     let (client, bridge) = (&cluster.lab.client.node_device, "cni0");
-    let marked = |agent: &Agent, name: &str| pod_devices(agent).unwrap().iter().any(|device| device == name);
+    // Devices may be described a moment after the agent is up.
+    let are = |agent: &Agent, (pods, also_bridge): (bool, bool)| {
+        wait_until(PATIENCE, || {
+            let found = pod_devices(agent).unwrap_or_default();
+            found.contains(client) == pods && found.iter().any(|name| name == bridge) == also_bridge
+        })
+    };
     assert_eq!(config(&agent).unwrap().flags & Config::LOCAL_DEVICES, Config::LOCAL_DEVICES);
-    assert!(marked(&agent, client) && !marked(&agent, bridge), "{:?}", pod_devices(&agent));
+    assert!(are(&agent, (true, false)), "{:?}", pod_devices(&agent));
     for (args, pods, also_bridge) in [
         ("--detect-local-mode=bridge --pod-bridge-interface=cni0", true, true),
         ("--detect-local-mode=prefix --pod-interface-name-prefix=eth", false, false),
@@ -131,8 +137,7 @@ fn rule_71_devices_of_pods_are_marked() {
         agent.stop().unwrap();
         agent.options.args = args.split(' ').map(Into::into).collect();
         agent.restart(&cluster.lab).unwrap();
-        let found = (marked(&agent, client), marked(&agent, bridge));
-        assert_eq!(found, (pods, also_bridge), "{args}: {:?}", pod_devices(&agent));
+        assert!(are(&agent, (pods, also_bridge)), "{args}: {:?}", pod_devices(&agent));
         let flag = config(&agent).unwrap().flags & Config::LOCAL_DEVICES != 0;
         assert_eq!(flag, !args.contains("none"), "{args}");
     }

@@ -47,7 +47,10 @@ fn is_held<F: Maps>(reply: &mut Entry<F>) -> bool {
     let Entry { key, partner, .. } = reply;
     // A process of the node that the node itself serves: both ends are the node's, and no direct packet is like that.
     let itself = Flow::<F>::HAIRPIN | Flow::<F>::REINJECT;
-    let skipped = |flags: u16| flags & Flow::<F>::DIRECT != 0 || flags & itself == itself;
+    // A request's own entry expects nothing: where the node is an endpoint, the re-injected answer to its own process is
+    // on that key.
+    let skipped =
+        |flags: u16| flags & Flow::<F>::REPLY == 0 || flags & Flow::<F>::DIRECT != 0 || flags & itself == itself;
     if let Some(held) = F::flows().get_ptr(&*key) {
         // SAFETY: the map's element; each field is read once.
         let held = unsafe { &*held };

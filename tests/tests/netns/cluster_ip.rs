@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use fairlead_lab::{Ask, Lab};
+use fairlead_lab::{Ask, Lab, Server, manifest::EndpointSpec};
 
 use crate::cell::{Cluster, Combo, TARGET, answered, own_port};
 
@@ -16,6 +16,7 @@ matrix! {
     a_pod_reaches_itself_and_sees_the_node,
     a_node_process_reaches_local_endpoints,
     a_node_process_reaches_remote_endpoints,
+    a_node_process_hears_its_answers_where_the_node_is_an_endpoint,
     an_external_host_reaches_a_cluster_ip_through_the_node,
 }
 
@@ -114,6 +115,24 @@ fn a_node_process_reaches_remote_endpoints(cluster: &Cluster, Combo { v6, proto 
         ensure!(servers.len() == 2, "{MANY} requests were answered by {servers:?}");
         Ok(())
     })
+}
+
+/// As on every node with a server on the host's own network: the answer arrives at an endpoint's address, on a tuple that
+/// the request's own entry holds.
+fn a_node_process_hears_its_answers_where_the_node_is_an_endpoint(
+    cluster: &Cluster,
+    Combo { v6, proto }: Combo,
+) -> Result<()> {
+    let (node, client) = (&cluster.lab.node, &cluster.lab.client);
+    let (host, service) = (cluster.service("host"), cluster.service("node-hears"));
+    let _server = Server::start(&node.ns, "node", &[(proto, SocketAddr::new(node.ip(v6), TARGET))])?;
+    host.serve(&[EndpointSpec::here(node.ip(v6))], &client.ns, Ask::new(proto, host.vip(v6)))?;
+    let ask = Ask::new(proto, service.vip(v6));
+    service.serve(&[service.pods(&[0]), service.remotes()].concat(), &client.ns, ask)?;
+    for _ in 0..MANY {
+        answered(&node.ns, ask)?;
+    }
+    Ok(())
 }
 
 fn an_external_host_reaches_a_cluster_ip_through_the_node(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {

@@ -17,8 +17,14 @@ use crate::cell::{Cell, Cluster, PATIENCE, answered};
 /// Exchanges of one run.
 const EXCHANGES: usize = 5;
 
+/// Names it where it was built before: other kernels are no place to compile on.
+const OTHER_BUILD_VARIABLE: &str = "FAIRLEAD_OTHER_BUILD";
+
 /// An object of the same sources by other settings of the compiler: other instructions, the same maps.
 static OTHER_BUILD: LazyLock<PathBuf> = LazyLock::new(|| {
+    if let Some(built) = std::env::var_os(OTHER_BUILD_VARIABLE) {
+        return built.into();
+    }
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests lies in the workspace");
     let target_dir = &Path::new(env!("CARGO_TARGET_TMPDIR")).join("other-build");
     let options =

@@ -10,6 +10,7 @@ mod build;
 mod ci;
 mod demo;
 mod image;
+mod kernels;
 mod lint;
 mod load;
 mod machine;

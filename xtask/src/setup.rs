@@ -6,9 +6,9 @@ use anyhow::{Result, bail};
 use clap::Args as ClapArgs;
 
 use crate::image::Arch;
-use crate::machine;
+use crate::{kernels, machine};
 
-mod apt;
+pub(crate) mod apt;
 mod core;
 mod linker;
 mod musl;
@@ -26,12 +26,15 @@ pub(crate) struct Args {
     /// Also Go, which builds the API server of the cluster tier.
     #[arg(long)]
     go: bool,
+    /// Also qemu, and the kernels that the kernels tier boots.
+    #[arg(long)]
+    kernels: bool,
 }
 
 impl Args {
     /// What CI needs.
     pub(crate) const fn for_ci() -> Self {
-        Self { check: false, lint: true, go: true }
+        Self { check: false, lint: true, go: true, kernels: true }
     }
 }
 
@@ -46,6 +49,8 @@ pub(crate) enum Need {
     Lint,
     /// Compile a static agent.
     Image(Arch),
+    /// Boot other kernels.
+    Kernels,
 }
 
 /// What a probe found.
@@ -88,6 +93,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         items.extend(tools::lint_items());
     }
     items.push(tools::go(args.go));
+    items.extend(kernels::items(args.kernels));
     let missing: Vec<&Item> = items.iter().filter(|item| item.state.missing().is_some()).collect();
     for item in &items {
         let (word, detail) = match &item.state {
@@ -116,6 +122,7 @@ pub(crate) fn ensure(need: Need) -> Result<()> {
         Need::Run => core_items().into_iter().chain(tools::items()).collect(),
         Need::Lint => tools::lint_items(),
         Need::Image(arch) => musl::items(arch),
+        Need::Kernels => kernels::items(true),
     };
     let missing: Vec<&Item> = items.iter().filter(|item| item.state.missing().is_some()).collect();
     for item in &missing {

@@ -10,6 +10,7 @@ use clap::Args as ClapArgs;
 use crate::machine;
 use crate::process::Cmd;
 
+mod kernels;
 mod libtest;
 mod report;
 mod tier;
@@ -22,21 +23,24 @@ use tier::Tier;
 /// Runs the tiers of tests that can run here, and says of each other one why it cannot.
 #[derive(ClapArgs, Debug, Default)]
 pub(crate) struct Args {
-    /// Which tiers; where none is named, all but the mutants, which take minutes.
+    /// Which tiers; where none is named, all but the mutants and the kernels, which take minutes.
     #[arg(value_enum)]
     tiers: Vec<Tier>,
     /// Tiers that must run: one that cannot run here fails.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "TIER,…")]
     require: Vec<Tier>,
+    /// Other kernels run every test also where they have to be emulated, for hours.
+    #[arg(long)]
+    all: bool,
     /// Names of tests, or other options of the test programs, after `--`.
     #[arg(last = true, value_name = "FILTER")]
     filter: Vec<String>,
 }
 
 impl Args {
-    /// Every tier, all but those that CI's machine cannot run required.
+    /// Every tier, all required: CI is root on a kernel that allows everything, with a network.
     pub(crate) fn for_ci() -> Self {
-        Self { require: Tier::ALL.into_iter().filter(|tier| tier.runs_in_ci()).collect(), ..Self::default() }
+        Self { require: Tier::ALL.to_vec(), ..Self::default() }
     }
 
     fn selected(&self) -> Vec<Tier> {
@@ -46,7 +50,7 @@ impl Args {
     }
 
     fn requires(&self, tier: Tier) -> bool {
-        self.require.contains(&tier) || (machine::is_ci() && tier.runs_in_ci())
+        self.require.contains(&tier) || machine::is_ci()
     }
 }
 
@@ -60,6 +64,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .iter()
         .map(|&tier| match tier.obstacle() {
             Some(reason) => Row::not_run(tier, reason, args.requires(tier)),
+            None if tier == Tier::Kernels => {
+                println!("\n=== {} ===", tier.name());
+                kernels::run(&args.filter, args.all)
+            }
             None => run_tier(tier, &args.filter),
         })
         .collect();
@@ -150,8 +158,9 @@ mod tests {
     #[test]
     fn without_a_name_every_tier_but_the_slowest_is_selected() {
         let selected = Args::default().selected();
-        assert!(Tier::ALL.into_iter().filter(|&tier| tier != Tier::Mutants).all(|tier| selected.contains(&tier)));
-        assert_eq!(selected.contains(&Tier::Mutants), machine::is_ci());
+        let slow = [Tier::Mutants, Tier::Kernels];
+        assert!(Tier::ALL.into_iter().filter(|tier| !slow.contains(tier)).all(|tier| selected.contains(&tier)));
+        assert!(slow.into_iter().all(|tier| selected.contains(&tier) == machine::is_ci()));
     }
 
     #[test]
@@ -162,11 +171,10 @@ mod tests {
     }
 
     #[test]
-    fn ci_requires_every_tier_but_the_kernels() {
+    fn ci_requires_every_tier() {
         let args = Args::for_ci();
         assert_eq!(args.selected(), Tier::ALL);
-        assert!(Tier::ALL.into_iter().filter(|&tier| tier != Tier::Kernels).all(|tier| args.requires(tier)));
-        assert!(!args.requires(Tier::Kernels));
+        assert!(Tier::ALL.into_iter().all(|tier| args.requires(tier)));
     }
 
     #[test]

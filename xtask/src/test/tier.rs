@@ -8,7 +8,7 @@ use clap::ValueEnum;
 
 use crate::process::Cmd;
 use crate::setup::{self, Need};
-use crate::{machine, workspace};
+use crate::{kernels, machine, workspace};
 
 /// Every test program of the workspace and the tier that runs it; `tidy` finds one that stands in no tier.
 pub(crate) const TARGETS: [(Tier, &str); 8] = [
@@ -42,7 +42,8 @@ pub(crate) enum Tier {
     Netns,
     /// The agent against a real API server. Needs root, and Go or a folder with the server (KUBEBUILDER_ASSETS).
     Cluster,
-    /// Packets and namespaces on other kernels. Needs qemu.
+    /// The packet and netns tiers on other kernels, in qemu. Needs minutes, and without KVM hours: there it is a
+    /// sample, unless --all is given. Runs by name and in CI.
     Kernels,
 }
 
@@ -64,12 +65,7 @@ impl Tier {
 
     /// Does it run where no tier is named?
     pub(super) const fn by_default(self) -> bool {
-        !matches!(self, Self::Mutants)
-    }
-
-    /// CI is root on a kernel that allows everything, with Go, but without other kernels.
-    pub(super) const fn runs_in_ci(self) -> bool {
-        !matches!(self, Self::Kernels)
+        !matches!(self, Self::Mutants | Self::Kernels)
     }
 
     /// Why it cannot run here, and what would make it run.
@@ -81,10 +77,8 @@ impl Tier {
             Self::Cluster => {
                 object_missing().or_else(bpf_denied).or_else(namespaces_denied).or_else(api_server_missing)
             }
-            Self::Kernels => Some(
-                "not written yet; it will boot other kernels in qemu and run the packet and netns tiers there"
-                    .to_owned(),
-            ),
+            // What the tests need is there; here only their programs are built.
+            Self::Kernels => object_missing().or_else(kernels::obstacle),
         }
     }
 
@@ -117,6 +111,7 @@ impl Tier {
             // Cases measure times and share the machine's connection tracking: one at a time.
             Self::Netns => vec![programs(), test(&self.targets(), Some(1))],
             Self::Cluster => vec![programs(), test(&self.targets(), Some(1))],
+            // What runs there is no command of cargo's: `super::kernels`.
             Self::Kernels => Vec::new(),
         }
     }
@@ -134,8 +129,10 @@ impl Tier {
 
 /// Sets up what the tiers need. What cannot be installed is told, and shows again as an obstacle of the tiers it concerns.
 pub(super) fn prepare(tiers: &[Tier]) -> Option<anyhow::Error> {
-    let run = tiers.iter().any(|tier| matches!(tier, Tier::Packet | Tier::Netns | Tier::Cluster | Tier::Mutants));
-    setup::ensure(if run { Need::Run } else { Need::Build }).err()
+    let run = tiers.iter().any(|tier| !matches!(tier, Tier::Unit | Tier::Scenario));
+    let base = setup::ensure(if run { Need::Run } else { Need::Build }).err();
+    let kernels = tiers.contains(&Tier::Kernels).then(|| setup::ensure(Need::Kernels).err()).flatten();
+    base.or(kernels)
 }
 
 fn object_missing() -> Option<String> {

@@ -15,6 +15,10 @@ pub(crate) const MARK: &str = "fairlead-guest: ";
 /// A kernel with KVM is up within a second or two; one that a hypervisor emulates step by step is not.
 const PROBE: Duration = Duration::from_secs(15);
 
+/// A panic ends qemu. On a busy machine an emulated timer comes late, which the kernel's check of its timers takes for a
+/// fault of the hardware, and panics.
+const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 no_timer_check";
+
 /// How a kernel is run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Accel {
@@ -115,7 +119,7 @@ impl Guest {
             .arg(self.kernel.image())
             .arg("-initrd")
             .arg(initramfs)
-            .args(["-append", &format!("console=ttyS0 quiet panic=-1 {}", self.append)])
+            .args(["-append", &format!("{COMMAND_LINE} {}", self.append)])
             .args(["-chardev", &format!("file,id=console,path={}", comma_doubled(&self.console()))])
             .args(["-serial", "chardev:console"])
             .args(["-chardev", "stdio,id=out,signal=off", "-device", "virtio-serial-pci"])

@@ -116,13 +116,13 @@ impl Tier {
         }
     }
 
-    /// The most that CI gives each of its commands, compiling included.
+    /// The most that CI gives each of its commands, compiling included; of the kernels, to each.
     pub(super) const fn limit(self) -> Duration {
         Duration::from_secs(match self {
             Self::Unit => 1800,
             Self::Packet | Self::Scenario => 900,
-            Self::Netns | Self::Mutants => 2400,
-            Self::Cluster | Self::Kernels => 1500,
+            Self::Netns | Self::Mutants | Self::Kernels => 2400,
+            Self::Cluster => 1500,
         })
     }
 }

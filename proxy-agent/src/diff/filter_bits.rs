@@ -1,6 +1,6 @@
 //! What `FILTER` holds, and which of its bits may go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use proxy_common::abi::filter;
@@ -8,12 +8,13 @@ use proxy_common::abi::filter;
 use crate::dataplane::MapOp;
 use crate::dataplane::render::filter_bucket;
 
-/// The contents of `FILTER`.
+/// The contents of `FILTER`: words that are not zero. As arrays they would be resident in whole, whatever is served,
+/// since every page of them has some address' bits.
 #[derive(Debug)]
 pub(super) struct FilterBits {
-    words: Vec<u64>,
+    words: HashMap<u32, u64>,
     /// Bits that the last sweep found unneeded and nobody has asked for since.
-    unneeded: Vec<u64>,
+    unneeded: HashMap<u32, u64>,
 }
 
 /// Bits that are needed, while they are collected.
@@ -38,13 +39,8 @@ impl Needed {
 impl FilterBits {
     /// As the kernel holds it.
     pub(super) fn new(held: &BTreeMap<u32, u64>) -> Self {
-        let mut words = vec![0; filter::WORDS as usize];
-        for (index, buckets) in held {
-            if let Some(word) = words.get_mut(*index as usize) {
-                *word = *buckets;
-            }
-        }
-        Self { words, unneeded: vec![0; filter::WORDS as usize] }
+        let words = held.iter().filter(|(index, word)| **index < filter::WORDS && **word != 0);
+        Self { words: words.map(|(index, word)| (*index, *word)).collect(), unneeded: HashMap::new() }
     }
 
     /// The stores that set these bits where they are not set.
@@ -53,9 +49,9 @@ impl FilterBits {
         for (addr, bit) in wanted {
             let (index, shift) = filter_bucket(addr);
             let mask = u64::from(*bit) << shift;
-            let held = self.words[index as usize];
+            let held = word(&self.words, index);
             // A bit that a sweep is about to clear is stored again, which takes it off the sweep's list.
-            if held & mask != mask || self.unneeded[index as usize] & mask != 0 {
+            if held & mask != mask || word(&self.unneeded, index) & mask != 0 {
                 *changed.entry(index).or_insert(held) |= mask;
             }
         }
@@ -64,26 +60,38 @@ impl FilterBits {
 
     /// A word was stored.
     pub(super) fn record(&mut self, index: u32, buckets: u64) {
-        self.words[index as usize] = buckets;
-        self.unneeded[index as usize] = 0;
+        put(&mut self.words, index, buckets);
+        self.unneeded.remove(&index);
     }
 
     /// An empty collection of needed bits.
     pub(super) fn scratch(&self) -> Needed {
-        Needed { words: vec![0; self.words.len()] }
+        Needed { words: vec![0; filter::WORDS as usize] }
     }
 
     /// The stores that clear every bit which neither this sweep nor the last one needed.
     pub(super) fn sweep(&mut self, needed: &Needed) -> Vec<MapOp> {
-        let mut ops = Vec::new();
-        for (index, needed) in needed.words.iter().enumerate() {
-            let idle = self.words[index] & !needed;
-            let clear = idle & self.unneeded[index];
-            self.unneeded[index] = idle & !clear;
+        let mut cleared = BTreeMap::new();
+        for (&index, &held) in &self.words {
+            let idle = held & !needed.words[index as usize];
+            let clear = idle & word(&self.unneeded, index);
+            put(&mut self.unneeded, index, idle & !clear);
             if clear != 0 {
-                ops.push(MapOp::StoreFilter { index: index as u32, buckets: self.words[index] & !clear });
+                cleared.insert(index, held & !clear);
             }
         }
-        ops
+        cleared.into_iter().map(|(index, buckets)| MapOp::StoreFilter { index, buckets }).collect()
+    }
+}
+
+fn word(words: &HashMap<u32, u64>, index: u32) -> u64 {
+    words.get(&index).copied().unwrap_or(0)
+}
+
+fn put(words: &mut HashMap<u32, u64>, index: u32, value: u64) {
+    if value == 0 {
+        words.remove(&index);
+    } else {
+        words.insert(index, value);
     }
 }

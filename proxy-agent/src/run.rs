@@ -44,8 +44,9 @@ use crate::{gc, settings, telemetry};
 
 /// Wrong usage.
 const USAGE: u8 = 2;
-/// Events that may wait for the control plane: a full list passes in pieces.
-const INPUTS: usize = 1_024;
+/// Events that may wait for the control plane. The first lists of a large cluster fit in, so that they are read while
+/// the programs are being loaded.
+const INPUTS: usize = 16_384;
 
 /// Runs until a signal or a failure; the exit code says which.
 pub fn main(args: RunArgs) -> ExitCode {
@@ -148,6 +149,9 @@ async fn start(config: Config) -> anyhow::Result<Tasks> {
     let mut settled = settings::Node::new(rules, sysctls);
     let kube_proxy = kube_proxy::stands().context("cannot look for kube-proxy's rules")?;
     let first = settled.first(kube_proxy);
+    let described = source.describe();
+    let (inputs, control_plane) = mpsc::channel(INPUTS);
+    tasks.spawn("the source of Services", source.run(inputs.clone()));
     let (attacher, found) = load(&config, &first)?;
     let pods = match &config.local_pods {
         LocalPods::Devices(devices) => Some(devices.clone()),
@@ -171,7 +175,6 @@ async fn start(config: Config) -> anyhow::Result<Tasks> {
         _ => NodePorts::GivenBesideNode,
     };
     let metrics = Arc::new(Metrics::new());
-    let (inputs, control_plane) = mpsc::channel(INPUTS);
     let (live, live_addresses) = mpsc::channel(1);
     let (checks, health_checks) = watch::channel(HealthChecks::new());
     let (own, node_addresses) = watch::channel(NodeAddresses::new());
@@ -196,10 +199,9 @@ async fn start(config: Config) -> anyhow::Result<Tasks> {
         events: events.clone(),
         node: node.clone(),
     };
-    startup::report(found, config.attach, &devices, &node, &source.describe());
+    startup::report(found, config.attach, &devices, &node, &described);
     tasks.spawn("the control plane", sync::run(dataplane, answering, control_plane, listeners));
     tokio::spawn(status::file::follow(StatusFile::of(&config.pins), status));
-    tasks.spawn("the source of Services", source.run(inputs.clone()));
     tasks.spawn("the devices' task", devices.run());
     tasks.spawn("the relay of addresses", relay(addresses, live_addresses, inputs));
     tasks.spawn("the sweep over flows", gc::run(flows, clients, config.timeouts, config.sweep_interval, live, used));

@@ -143,7 +143,7 @@ func (a *apiServer) askReady(ctx context.Context, client *http.Client) error {
 	if err != nil {
 		return err
 	}
-	req.Header.Set("Authorization", "Bearer "+a.tokens.admin)
+	req.Header.Set("Authorization", "Bearer "+a.tokens.byUser[admin.user])
 	resp, err := client.Do(req)
 	if err != nil {
 		return err

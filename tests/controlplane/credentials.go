@@ -7,52 +7,64 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 )
 
-// The two identities that the API server knows from its token file.
-const (
-	adminUser = "admin"
-	// The bootstrap roles bind this user to system:node-proxier, the least that a service proxy needs.
-	proxyUser = "system:kube-proxy"
+// An identity that the API server knows from its token file.
+type identity struct {
+	user string
+	// group is empty, or the one that the identity is in.
+	group string
+	// kubeconfig is the name of its kubeconfig, in the folder of the data.
+	kubeconfig string
+}
+
+var (
+	admin = identity{user: "admin", group: "system:masters", kubeconfig: "admin.kubeconfig"}
+	// The bootstrap roles bind these users to what each of them needs and no more.
+	identities = []identity{
+		admin,
+		{user: "system:kube-proxy", kubeconfig: "proxy.kubeconfig"},
+		{user: "system:kube-controller-manager", kubeconfig: "controller-manager.kubeconfig"},
+	}
 )
 
-// tokens are the bearer tokens of the identities above and the file, in kube-apiserver's format, that holds them.
+// tokens are the bearer tokens of the identities by user and the file, in kube-apiserver's format, that holds them.
 type tokens struct {
-	path  string
-	admin string
-	proxy string
+	path   string
+	byUser map[string]string
 }
 
 // loadTokens reads the file, or writes it with new tokens where there is none: a restart keeps every client's credentials.
 func loadTokens(path string) (tokens, error) {
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		text = fmt.Appendf(nil, "%s,%s,%s,system:masters\n%s,%s,%s\n",
-			newToken(), adminUser, adminUser, newToken(), proxyUser, proxyUser)
+		for _, i := range identities {
+			line := []string{newToken(), i.user, i.user}
+			if i.group != "" {
+				line = append(line, i.group)
+			}
+			text = fmt.Appendln(text, strings.Join(line, ","))
+		}
 		err = os.WriteFile(path, text, 0o600)
 	}
 	if err != nil {
 		return tokens{}, fmt.Errorf("tokens of the API server: %w", err)
 	}
-	t := tokens{path: path}
+	t := tokens{path: path, byUser: map[string]string{}}
 	for line := range strings.Lines(string(text)) {
-		fields := strings.Split(strings.TrimSpace(line), ",")
-		if len(fields) < 2 {
-			continue
-		}
-		switch fields[1] {
-		case adminUser:
-			t.admin = fields[0]
-		case proxyUser:
-			t.proxy = fields[0]
+		if fields := strings.Split(strings.TrimSpace(line), ","); len(fields) >= 2 {
+			t.byUser[fields[1]] = fields[0]
 		}
 	}
-	if t.admin == "" || t.proxy == "" {
-		return tokens{}, fmt.Errorf("tokens of the API server: %s lacks user %s or %s; remove it", path, adminUser, proxyUser)
+	for _, i := range identities {
+		if t.byUser[i.user] == "" {
+			return tokens{}, fmt.Errorf("tokens of the API server: %s lacks user %s; remove it", path, i.user)
+		}
 	}
 	return t, nil
 }
@@ -64,11 +76,13 @@ func newToken() string {
 	return hex.EncodeToString(random)
 }
 
-func (a *apiServer) writeKubeconfigs(s settings) error {
-	if err := a.writeKubeconfig(s.kubeconfig, adminUser, a.tokens.admin); err != nil {
-		return err
+func (a *apiServer) writeKubeconfigs(folder string) error {
+	for _, i := range identities {
+		if err := a.writeKubeconfig(filepath.Join(folder, i.kubeconfig), i.user, a.tokens.byUser[i.user]); err != nil {
+			return err
+		}
 	}
-	return a.writeKubeconfig(s.proxyConfig, proxyUser, a.tokens.proxy)
+	return nil
 }
 
 func (a *apiServer) writeKubeconfig(path, user, token string) error {

@@ -1,8 +1,9 @@
 // Command controlplane runs a real Kubernetes API server and the etcd below it in one process, for tests.
 //
-// It listens on loopback, writes kubeconfig files and prints one line on standard output once /readyz says yes:
+// It listens on loopback, writes a kubeconfig for each identity (credentials.go) into the folder of its data and prints
+// one line on standard output once /readyz says yes:
 //
-//	ready KUBECONFIG URL ETCD_URL
+//	ready URL ETCD_URL
 //
 // It ends with code 0 on SIGTERM and SIGINT, and by itself when the thread that started it ends.
 // A second start on the same --data-dir goes on with the same objects, keys and tokens.
@@ -31,8 +32,6 @@ type settings struct {
 	port         int
 	etcdPort     int
 	serviceCIDRs string
-	kubeconfig   string
-	proxyConfig  string
 	auditLog     string
 	readyTimeout time.Duration
 }
@@ -53,9 +52,6 @@ func parse(args []string) (settings, error) {
 	flags.IntVar(&s.etcdPort, "etcd-port", 0, "port of etcd; 0 picks a free one")
 	flags.StringVar(&s.serviceCIDRs, "service-cluster-ip-range", "10.96.0.0/16,fd00:10:96::/108",
 		"ranges that ClusterIPs come from, one per family")
-	flags.StringVar(&s.kubeconfig, "kubeconfig", "", "where to write the administrator's kubeconfig (default DATA-DIR/admin.kubeconfig)")
-	flags.StringVar(&s.proxyConfig, "proxy-kubeconfig", "",
-		"where to write the kubeconfig of user system:kube-proxy (default DATA-DIR/proxy.kubeconfig)")
 	flags.StringVar(&s.auditLog, "audit-log", "", "where to write one line for each request that was answered (default: nowhere)")
 	flags.DurationVar(&s.readyTimeout, "ready-timeout", 2*time.Minute, "give up when /readyz has not said yes by then")
 	if err := flags.Parse(args); err != nil {
@@ -70,12 +66,6 @@ func parse(args []string) (settings, error) {
 	var err error
 	if s.dataDir, err = filepath.Abs(s.dataDir); err != nil {
 		return s, fmt.Errorf("make --data-dir absolute: %w", err)
-	}
-	if s.kubeconfig == "" {
-		s.kubeconfig = filepath.Join(s.dataDir, "admin.kubeconfig")
-	}
-	if s.proxyConfig == "" {
-		s.proxyConfig = filepath.Join(s.dataDir, "proxy.kubeconfig")
 	}
 	return s, nil
 }
@@ -139,10 +129,10 @@ func run(ctx context.Context, s settings) error {
 			}
 			return err
 		}
-		if err := api.writeKubeconfigs(s); err != nil {
+		if err := api.writeKubeconfigs(s.dataDir); err != nil {
 			return err
 		}
-		_, err := fmt.Printf("ready %s %s %s\n", s.kubeconfig, api.url, etcd.url)
+		_, err := fmt.Printf("ready %s %s\n", api.url, etcd.url)
 		return err
 	})
 	return group.Wait()

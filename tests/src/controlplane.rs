@@ -1,33 +1,40 @@
 //! A real Kubernetes API server, with its etcd, inside a network namespace, for as long as a [`ControlPlane`] lives.
 //!
-//! It is the Go program in `tests/controlplane`, built once per state of its sources; where `KUBEBUILDER_ASSETS` names a
-//! folder (the convention of envtest), the `kube-apiserver` and `etcd` found there run instead and Go is not needed.
-//! RBAC is on. Two identities exist: the administrator, for the test itself, and `system:kube-proxy`, for the proxy
-//! under test, which may do what the bootstrap role `system:node-proxier` allows and no more.
+//! A [`ControllerManager`] and a [`KubeProxy`] can be started beside it: they are Kubernetes' own as well.
+//!
+//! All of it is the Go module in `tests/controlplane`, built once per state of its sources; where `KUBEBUILDER_ASSETS`
+//! names a folder (the convention of envtest), the programs found there run instead and Go is not needed.
+//! RBAC is on. Three identities exist: the administrator, for the test itself; `system:kube-proxy`, for the proxy under
+//! test, which may do what the bootstrap role `system:node-proxier` allows and no more; and
+//! `system:kube-controller-manager`.
 
 use std::{
-    fs::File,
     io::{BufRead as _, BufReader},
     net::{Ipv4Addr, SocketAddr},
-    os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Stdio,
     sync::mpsc,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow};
 use fairlead_lab::Namespace;
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
 
 mod api;
 mod assets;
 pub(crate) mod build;
+mod controllers;
+mod kube_proxy;
+mod passage;
+mod process;
+mod programs;
 
 pub use api::Api;
+pub use controllers::ControllerManager;
+pub use kube_proxy::KubeProxy;
+pub use passage::Passage;
+use process::{Log, Process};
+use programs::Programs;
 
 /// Where the API server listens: a namespace has its loopback to itself, and a restart must find the same port.
 pub const SERVER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 6443);
@@ -37,45 +44,22 @@ const ETCD_PORT: u16 = 2379;
 pub const SERVICE_CIDRS: &str = "10.96.0.0/16,fd00:10:96::/108";
 /// A cold start takes three seconds on an idle machine; this bounds it on a busy one.
 const READY_WITHIN: Duration = Duration::from_secs(180);
-/// How long a polite stop may take before it becomes a hard one.
-const STOP_WITHIN: Duration = Duration::from_secs(20);
-
-/// What to run.
-#[derive(Clone, Debug)]
-enum Binaries {
-    /// Our own program: one process.
-    Bundled(PathBuf),
-    /// The folder that `KUBEBUILDER_ASSETS` names: two processes.
-    Assets(PathBuf),
-}
-
 /// A running API server and etcd. Dropping it ends them and removes their data.
 ///
 /// The processes end with the thread that started them; start them on a thread that lives as long as they must.
 #[derive(Debug)]
 pub struct ControlPlane {
     netns: Namespace,
-    binaries: Binaries,
+    programs: Programs,
     // In the order of their start.
-    processes: Vec<Child>,
+    processes: Vec<Process>,
     audited: bool,
     dir: tempfile::TempDir,
 }
 
 /// Why the control plane cannot run here, or nothing where it can: for a tier that says in one line why it was skipped.
 pub fn unavailable() -> Option<String> {
-    binaries().err().map(|error| format!("{error:#}"))
-}
-
-fn binaries() -> Result<Binaries> {
-    match std::env::var_os("KUBEBUILDER_ASSETS") {
-        Some(dir) => {
-            let dir = PathBuf::from(dir);
-            assets::check(&dir)?;
-            Ok(Binaries::Assets(dir))
-        }
-        None => build::binary(build::CONTROL_PLANE).map(Binaries::Bundled),
-    }
+    Programs::find().err().map(|error| format!("{error:#}"))
 }
 
 impl ControlPlane {
@@ -96,7 +80,7 @@ impl ControlPlane {
             .prefix(&format!("{}controlplane-", fairlead_lab::janitor::own_prefix()))
             .tempdir()
             .context("cannot make a folder for the control plane's data")?;
-        let mut plane = Self { netns: netns.clone(), binaries: binaries()?, processes: Vec::new(), audited, dir };
+        let mut plane = Self { netns: netns.clone(), programs: Programs::find()?, processes: Vec::new(), audited, dir };
         plane.resume()?;
         Ok(plane)
     }
@@ -109,6 +93,11 @@ impl ControlPlane {
     /// The kubeconfig of user `system:kube-proxy`.
     pub fn proxy_kubeconfig(&self) -> PathBuf {
         self.dir.path().join("proxy.kubeconfig")
+    }
+
+    /// The kubeconfig of user `system:kube-controller-manager`.
+    fn manager_kubeconfig(&self) -> PathBuf {
+        self.dir.path().join("controller-manager.kubeconfig")
     }
 
     /// A folder that lives as long as the control plane.
@@ -124,64 +113,44 @@ impl ControlPlane {
     /// Ends API server and etcd as an operator would, by SIGTERM, and says how long that took.
     pub fn stop(&mut self) -> Result<Duration> {
         let began = Instant::now();
-        while let Some(mut process) = self.processes.pop() {
-            kill(pid(&process), Signal::SIGTERM).context("cannot send SIGTERM to the control plane")?;
-            let deadline = Instant::now() + STOP_WITHIN;
-            let status = loop {
-                if let Some(status) = process.try_wait().context("cannot wait for the control plane")? {
-                    break status;
-                }
-                if Instant::now() > deadline {
-                    end(&mut process);
-                    bail!("the control plane did not end within {STOP_WITHIN:?} of SIGTERM{}", self.log_tail());
-                }
-                std::thread::sleep(Duration::from_millis(10));
-            };
-            // etcd's own main ends itself by the signal that it was sent.
-            if !status.success() && status.signal() != Some(Signal::SIGTERM as i32) {
-                bail!("the control plane ended with {status} after SIGTERM{}", self.log_tail());
-            }
+        while let Some(process) = self.processes.pop() {
+            process.stop()?;
         }
         Ok(began.elapsed())
     }
 
     /// Ends API server and etcd by SIGKILL: connections break without a word.
     pub fn crash(&mut self) {
-        while let Some(mut process) = self.processes.pop() {
-            end(&mut process);
-        }
+        while self.processes.pop().is_some() {}
     }
 
     /// Starts again after [`stop`](Self::stop) or [`crash`](Self::crash), with the same objects, port, keys and tokens.
     /// The watch cache is new: a watch from a version before the restart is answered with 410 once anything changed.
     pub fn resume(&mut self) -> Result<()> {
-        match self.binaries.clone() {
-            Binaries::Bundled(program) => self.start_bundled(&program),
-            Binaries::Assets(folder) => {
+        match self.programs.clone() {
+            Programs::Built(folder) => self.start_built(&folder.join("controlplane")),
+            Programs::Assets(folder) => {
                 let audit = self.audited.then(|| self.audit_log());
-                self.processes = assets::start(&folder, &self.netns, self.dir.path(), audit.as_deref(), || self.log())?;
+                self.processes = assets::start(&folder, &self.netns, self.dir.path(), audit.as_deref(), &self.log())?;
                 Ok(())
             }
         }
         .and_then(|()| self.wait_usable())
         .with_context(|| {
-            format!("cannot start the control plane in namespace {}{}", self.netns.name(), self.log_tail())
+            format!("cannot start the control plane in namespace {}{}", self.netns.name(), self.log().tail())
         })
     }
 
-    fn start_bundled(&mut self, program: &Path) -> Result<()> {
+    fn start_built(&mut self, program: &Path) -> Result<()> {
         let mut command = self.netns.command(program);
         command
             .arg(format!("--data-dir={}", self.dir.path().display()))
             .arg(format!("--port={}", SERVER.port()))
             .arg(format!("--etcd-port={ETCD_PORT}"))
             .arg(format!("--service-cluster-ip-range={SERVICE_CIDRS}"))
-            .args(self.audited.then(|| format!("--audit-log={}", self.audit_log().display())))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(self.log()?);
-        let mut process = spawn(&mut command)?;
-        let stdout = process.stdout.take().context("the control plane has no standard output")?;
+            .args(self.audited.then(|| format!("--audit-log={}", self.audit_log().display())));
+        let mut process = Process::start(&mut command, &self.log(), Some(Stdio::piped()))?;
+        let stdout = process.child().stdout.take().context("the control plane has no standard output")?;
         self.processes.push(process);
         let (said, hear) = mpsc::channel();
         std::thread::spawn(move || {
@@ -207,11 +176,7 @@ impl ControlPlane {
                 Ok(_) => return Ok(()),
                 Err(error) => error,
             };
-            for process in &mut self.processes {
-                if let Some(status) = process.try_wait().context("cannot wait for the control plane")? {
-                    bail!("a process of it ended with {status}");
-                }
-            }
+            self.processes.iter_mut().try_for_each(Process::check)?;
             if Instant::now() > deadline {
                 return Err(error.context(format!("no Service default/kubernetes within {READY_WITHIN:?}")));
             }
@@ -240,25 +205,8 @@ impl ControlPlane {
         self.dir.path().join("audit.log")
     }
 
-    fn log_path(&self) -> PathBuf {
-        self.dir.path().join("controlplane.log")
-    }
-
-    fn log(&self) -> Result<File> {
-        let path = self.log_path();
-        File::options()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .with_context(|| format!("cannot write the control plane's log {}", path.display()))
-    }
-
-    /// The end of the log, as an addition to an error: the folder is gone when the error is read.
-    fn log_tail(&self) -> String {
-        let text = std::fs::read_to_string(self.log_path()).unwrap_or_default();
-        let lines: Vec<_> = text.lines().collect();
-        let tail = lines[lines.len().saturating_sub(15)..].join("\n");
-        if tail.is_empty() { String::new() } else { format!("; its log ends with:\n{tail}\n") }
+    fn log(&self) -> Log {
+        Log::new(self.dir.path(), "controlplane")
     }
 }
 
@@ -279,19 +227,4 @@ impl Drop for ControlPlane {
     fn drop(&mut self) {
         self.crash();
     }
-}
-
-fn pid(process: &Child) -> Pid {
-    // Process ids are positive and fit: the kernel's own type is i32.
-    Pid::from_raw(process.id().cast_signed())
-}
-
-fn end(process: &mut Child) {
-    // Both fail only for a process that is gone, which is what is wanted.
-    process.kill().ok();
-    process.wait().ok();
-}
-
-fn spawn(command: &mut Command) -> Result<Child> {
-    command.spawn().with_context(|| format!("cannot run {command:?}"))
 }

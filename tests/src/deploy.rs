@@ -31,7 +31,7 @@ pub fn render(folder: &str) -> Result<Vec<Value>> {
             command.arg("kustomize");
             command
         }
-        None => Command::new(build::binary(build::KUSTOMIZE)?),
+        None => Command::new(build::KUSTOMIZE.program()?),
     };
     let text = netns::run(command.arg(&dir))?;
     let documents = text.split("\n---\n").map(serde_saphyr::from_str::<Value>);

@@ -57,5 +57,38 @@ fn parse(text: &str) -> Result<Answer> {
         let (name, value) = line.split_once(':')?;
         Some((name.to_ascii_lowercase(), value.trim().to_owned()))
     };
-    Ok(Answer { status, headers: lines.filter_map(header).collect(), body: body.to_owned() })
+    let mut answer = Answer { status, headers: lines.filter_map(header).collect(), body: body.to_owned() };
+    if answer.header("transfer-encoding") == Some("chunked") {
+        answer.body = joined(body).with_context(unreadable)?;
+    }
+    Ok(answer)
+}
+
+/// The chunks of a body, put together: each follows its length.
+fn joined(mut chunks: &str) -> Option<String> {
+    let mut body = String::new();
+    loop {
+        let (length, rest) = chunks.split_once("\r\n")?;
+        let length = usize::from_str_radix(length, 16).ok()?;
+        if length == 0 {
+            return Some(body);
+        }
+        body += rest.get(..length)?;
+        chunks = rest.get(length..)?.strip_prefix("\r\n")?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_in_chunks_is_put_together() {
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+        assert_eq!(
+            parse(&format!("{head}3\r\none\r\na\r\n, two\r\nend\r\n0\r\n\r\n")).unwrap().body,
+            "one, two\r\nend"
+        );
+        assert!(parse(&format!("{head}3\r\none\r\n")).is_err(), "the last chunk is missing");
+    }
 }

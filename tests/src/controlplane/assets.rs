@@ -3,36 +3,21 @@
 use std::{
     fs::{self, File},
     io::Read as _,
-    os::unix::process::CommandExt as _,
     path::Path,
-    process::{Child, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
 use fairlead_lab::Namespace;
-use nix::sys::{prctl::set_pdeathsig, signal::Signal};
 
-use super::{ETCD_PORT, READY_WITHIN, SERVER, SERVICE_CIDRS, spawn};
+use super::{
+    ETCD_PORT, READY_WITHIN, SERVER, SERVICE_CIDRS,
+    process::{Log, Process},
+};
 
 /// One line for each request: who, what, and how it was answered.
 const AUDIT_POLICY: &str =
     "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived]\nrules: [{level: Metadata}]\n";
-
-/// Fails where the folder lacks a program.
-pub(super) fn check(folder: &Path) -> Result<()> {
-    for name in ["etcd", "kube-apiserver"] {
-        let path = folder.join(name);
-        if !path.is_file() {
-            bail!(
-                "KUBEBUILDER_ASSETS is {}, and {} is missing: put it there, or unset the variable to build with Go",
-                folder.display(),
-                path.display()
-            );
-        }
-    }
-    Ok(())
-}
 
 /// Starts both and returns once the API server's certificate is there and its kubeconfigs are written.
 pub(super) fn start(
@@ -40,8 +25,8 @@ pub(super) fn start(
     netns: &Namespace,
     dir: &Path,
     audit: Option<&Path>,
-    log: impl Fn() -> Result<File>,
-) -> Result<Vec<Child>> {
+    log: &Log,
+) -> Result<Vec<Process>> {
     let tokens = Tokens::load(&dir.join("tokens.csv"))?;
     let certs = dir.join("certs");
     let etcd_url = format!("http://127.0.0.1:{ETCD_PORT}");
@@ -82,17 +67,12 @@ pub(super) fn start(
         server.arg(format!("--audit-log-path={}", audit.display()));
     }
 
-    let mut processes = Vec::new();
-    for command in [&mut etcd, &mut server] {
-        command.stdin(Stdio::null()).stdout(log()?).stderr(log()?);
-        // Our own program asks for this itself.
-        // SAFETY: between fork and exec only prctl(2) is called, which is async-signal-safe.
-        unsafe { command.pre_exec(|| set_pdeathsig(Signal::SIGTERM).map_err(Into::into)) };
-        processes.push(spawn(command)?);
-    }
+    let processes = [&mut etcd, &mut server]
+        .into_iter()
+        .map(|command| Process::start(command, log, None))
+        .collect::<Result<_>>()?;
     wait_for(&certs.join("apiserver.crt"))?;
-    tokens.write_kubeconfig(&dir.join("admin.kubeconfig"), &certs, &tokens.admin)?;
-    tokens.write_kubeconfig(&dir.join("proxy.kubeconfig"), &certs, &tokens.proxy)?;
+    tokens.write_kubeconfigs(dir, &certs)?;
     Ok(processes)
 }
 
@@ -107,43 +87,50 @@ fn wait_for(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The same identities as those of the Go program.
+/// The same identities as those of the Go program: user, group and kubeconfig.
+const IDENTITIES: [(&str, &str, &str); 3] = [
+    ("admin", ",system:masters", "admin.kubeconfig"),
+    ("system:kube-proxy", "", "proxy.kubeconfig"),
+    ("system:kube-controller-manager", "", "controller-manager.kubeconfig"),
+];
+
+/// Their bearer tokens, in their order.
 struct Tokens {
     path: String,
-    admin: String,
-    proxy: String,
+    tokens: Vec<String>,
 }
 
 impl Tokens {
     fn load(path: &Path) -> Result<Self> {
         if !path.exists() {
-            let text = format!(
-                "{},admin,admin,system:masters\n{},system:kube-proxy,system:kube-proxy\n",
-                random_token()?,
-                random_token()?
-            );
+            let line = |(user, group, _)| Ok(format!("{},{user},{user}{group}\n", random_token()?));
+            let text = IDENTITIES.into_iter().map(line).collect::<Result<String>>()?;
             fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
         }
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let mut tokens = text.lines().filter_map(|line| line.split(',').next()).map(str::to_owned);
-        match (tokens.next(), tokens.next()) {
-            (Some(admin), Some(proxy)) => Ok(Self { path: path.display().to_string(), admin, proxy }),
-            _ => bail!("{} lacks a token; remove it", path.display()),
+        let tokens: Vec<_> = text.lines().filter_map(|line| line.split(',').next()).map(str::to_owned).collect();
+        if tokens.len() != IDENTITIES.len() {
+            bail!("{} lacks a token; remove it", path.display());
         }
+        Ok(Self { path: path.display().to_string(), tokens })
     }
 
-    fn write_kubeconfig(&self, path: &Path, certs: &Path, token: &str) -> Result<()> {
-        let config = serde_json::json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "test",
-            "clusters": [{"name": "test", "cluster": {
-                "server": format!("https://{SERVER}"),
-                "certificate-authority": certs.join("apiserver.crt"),
-            }}],
-            "users": [{"name": "test", "user": {"token": token}}],
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-        });
-        // JSON is YAML.
-        fs::write(path, config.to_string()).with_context(|| format!("cannot write {}", path.display()))
+    fn write_kubeconfigs(&self, dir: &Path, certs: &Path) -> Result<()> {
+        for ((_, _, name), token) in IDENTITIES.iter().zip(&self.tokens) {
+            let config = serde_json::json!({
+                "apiVersion": "v1", "kind": "Config", "current-context": "test",
+                "clusters": [{"name": "test", "cluster": {
+                    "server": format!("https://{SERVER}"),
+                    "certificate-authority": certs.join("apiserver.crt"),
+                }}],
+                "users": [{"name": "test", "user": {"token": token}}],
+                "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+            });
+            let path = dir.join(name);
+            // JSON is YAML.
+            fs::write(&path, config.to_string()).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(())
     }
 }
 

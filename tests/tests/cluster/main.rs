@@ -1,4 +1,4 @@
-//! The cluster tier: the agent against a real kube-apiserver, judged by what clients of its Services see.
+//! The cluster tier: the agent against a real control plane, judged by what clients of its Services see.
 //!
 //! Each case has a small cluster of network namespaces, an API server on the node's loopback and an agent to itself.
 //! The agent reaches the server through a [`relay`] that a case can cut. Cases run one at a time: they measure.
@@ -12,8 +12,10 @@ mod fixture;
 mod labels;
 mod latency;
 mod objects;
+mod oracle;
 mod own_node;
 mod plane;
+mod pods;
 mod prober;
 mod reach;
 mod relay;

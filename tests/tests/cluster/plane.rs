@@ -17,10 +17,10 @@ use crate::{
 };
 
 /// A namespace for an API server alone; removed when dropped.
-struct Alone(Namespace);
+pub(crate) struct Alone(pub(crate) Namespace);
 
 impl Alone {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         janitor::arm().unwrap();
         let netns = Namespace::create(&format!("{}plane", janitor::own_prefix())).unwrap();
         netns.ip_batch("link set lo up\n").unwrap();

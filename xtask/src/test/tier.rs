@@ -24,8 +24,10 @@ pub(crate) const TARGETS: [(Tier, &str); 8] = [
 
 /// Names an object that was built elsewhere; the agent's build script takes it.
 const PREBUILT: &str = "FAIRLEAD_PREBUILT_EBPF";
-/// Names a folder with kube-apiserver and etcd, as Kubernetes' own test tools call it.
+/// Names a folder with the control plane, as Kubernetes' own test tools call it.
 const ASSETS: &str = "KUBEBUILDER_ASSETS";
+/// What that folder must hold; envtest's own lacks the last two.
+const CONTROL_PLANE: [&str; 4] = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-proxy"];
 
 /// A tier of tests, from the one that needs nothing to the one that needs most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -40,7 +42,7 @@ pub(crate) enum Tier {
     Scenario,
     /// Real sockets between network namespaces. Needs root.
     Netns,
-    /// The agent against a real API server. Needs root, and Go or a folder with the server (KUBEBUILDER_ASSETS).
+    /// The agent against a real control plane. Needs root, and Go or a folder with that (KUBEBUILDER_ASSETS).
     Cluster,
     /// The packet and netns tiers on other kernels, in qemu. Needs minutes, and without KVM hours: there it is a
     /// sample, unless --all is given. Runs by name and in CI.
@@ -75,7 +77,7 @@ impl Tier {
             Self::Packet | Self::Mutants => object_missing().or_else(bpf_denied),
             Self::Netns => object_missing().or_else(bpf_denied).or_else(namespaces_denied),
             Self::Cluster => {
-                object_missing().or_else(bpf_denied).or_else(namespaces_denied).or_else(api_server_missing)
+                object_missing().or_else(bpf_denied).or_else(namespaces_denied).or_else(control_plane_missing)
             }
             // What the tests need is there; here only their programs are built.
             Self::Kernels => object_missing().or_else(kernels::obstacle),
@@ -153,22 +155,30 @@ fn namespaces_denied() -> Option<String> {
         .map(|reason| format!("{reason}; run `./x test` as root, outside of a container that forbids this"))
 }
 
-/// The API server of the cluster tier is built with Go, unless a folder with one is named.
-fn api_server_missing() -> Option<String> {
+/// The control plane of the cluster tier is built with Go, unless a folder with one is named.
+fn control_plane_missing() -> Option<String> {
     if let Some(folder) = std::env::var_os(ASSETS) {
         return assets_incomplete(Path::new(&folder));
     }
     setup::go_missing().map(|reason| {
         format!(
-            "{reason}: it builds the API server; `./x setup --go` tries to install it, and {ASSETS} may name a folder \
-             with kube-apiserver and etcd instead"
+            "{reason}: it builds the control plane; `./x setup --go` tries to install it, and {ASSETS} may name a \
+             folder with {} instead",
+            CONTROL_PLANE.join(", ")
         )
     })
 }
 
 fn assets_incomplete(folder: &Path) -> Option<String> {
-    let missing = ["etcd", "kube-apiserver"].into_iter().find(|name| !folder.join(name).is_file())?;
-    Some(format!("{ASSETS} is {}, which has no {missing}", folder.display()))
+    let missing: Vec<_> = CONTROL_PLANE.into_iter().filter(|name| !folder.join(name).is_file()).collect();
+    let told = || {
+        format!(
+            "{ASSETS} is {}, which lacks {}: put there those of the same release, or unset it to build all with Go",
+            folder.display(),
+            missing.join(" and ")
+        )
+    };
+    (!missing.is_empty()).then(told)
 }
 
 /// Where the object cannot be built, tests of pure logic still can be: the agent is compiled with an empty one.
@@ -191,15 +201,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_with_an_api_server_takes_the_place_of_go() {
+    fn a_folder_with_a_control_plane_takes_the_place_of_go() {
         let folder = std::env::temp_dir().join(format!("fairlead-assets-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
-        fs::write(folder.join("etcd"), "").unwrap();
+        for name in &CONTROL_PLANE[..2] {
+            fs::write(folder.join(name), "").unwrap();
+        }
         let incomplete = assets_incomplete(&folder);
-        fs::write(folder.join("kube-apiserver"), "").unwrap();
+        for name in &CONTROL_PLANE[2..] {
+            fs::write(folder.join(name), "").unwrap();
+        }
         let complete = assets_incomplete(&folder);
         fs::remove_dir_all(&folder).unwrap();
-        assert!(incomplete.is_some_and(|reason| reason.ends_with("has no kube-apiserver")));
+        assert!(incomplete.is_some_and(|reason| reason.contains("lacks kube-controller-manager and kube-proxy:")));
         assert_eq!(complete, None);
     }
 }

@@ -13,11 +13,11 @@ use k8s_openapi::api::core::v1::{Container, PodSpec, Volume};
 use serde::Deserialize as _;
 use serde_json::Value;
 
-use crate::controlplane::build;
+use crate::{controlplane::build, image};
 
 /// Where a pod finds its ServiceAccount.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
-/// Where the program lies in the image.
+/// Where the program lies that takes the image's place.
 const PROGRAM: &str = "/fairlead";
 
 /// The objects of a folder of `deploy`, as `kubectl apply -k` sends them.
@@ -75,11 +75,17 @@ impl Kubelet {
         let container = containers.find(|c| c.name == name).with_context(|| format!("no container {name}"))?;
         ensure!(pod.host_network == Some(true), "only pods of the node's network can be run here");
         let mut command = self.netns.command(pod_runner()?);
-        command.arg(self.root(&container.name)?);
-        if std::env::var_os("FAIRLEAD_IMAGE").is_none() {
-            // The program of a test is linked against the libraries of this machine.
-            command.args(["--mount-ro", "/usr:/usr"]);
-        }
+        let root = self.dir.join(format!("{name}-root"));
+        command.arg(&root);
+        let program = match image::archive() {
+            Some(archive) => image::unpack(&archive, &root)?,
+            None => {
+                plain(&root)?;
+                // The program of a test is linked against the libraries of this machine.
+                command.args(["--mount-ro", "/usr:/usr"]);
+                vec![PROGRAM.to_owned()]
+            }
+        };
         self.mounts(pod, container, &mut command)?;
         let env = self.env(pod, container)?;
         for (name, value) in &env {
@@ -97,30 +103,9 @@ impl Kubelet {
                 command.args(["--cap", capability]);
             }
         }
-        command.arg("--").arg(PROGRAM).args(container.args.iter().flatten().map(|arg| expand(arg, &env)));
+        command.arg("--").args(program).args(container.args.iter().flatten().map(|arg| expand(arg, &env)));
         command.stdin(Stdio::null());
         Ok(command)
-    }
-
-    /// The image's files: the unpacked image that `FAIRLEAD_IMAGE` names, else the program that was built for the tests.
-    fn root(&self, name: &str) -> Result<PathBuf> {
-        let root = self.dir.join(format!("{name}-root"));
-        fs::create_dir_all(&root).with_context(|| format!("cannot make {}", root.display()))?;
-        let program = match std::env::var_os("FAIRLEAD_IMAGE") {
-            Some(image) => PathBuf::from(image).join(PROGRAM.trim_start_matches('/')),
-            None => {
-                for lib in ["lib", "lib64"] {
-                    let link = root.join(lib);
-                    if !link.is_symlink() {
-                        std::os::unix::fs::symlink(format!("usr/{lib}"), &link)?;
-                    }
-                }
-                find_binary()?
-            }
-        };
-        let place = root.join(PROGRAM.trim_start_matches('/'));
-        fs::copy(&program, &place).with_context(|| format!("cannot copy {}", program.display()))?;
-        Ok(root)
     }
 
     fn mounts(&self, pod: &PodSpec, container: &Container, command: &mut Command) -> Result<()> {
@@ -184,6 +169,20 @@ impl Kubelet {
         }
         Ok(env)
     }
+}
+
+/// In place of the image's files: the program that was built for the tests.
+fn plain(root: &Path) -> Result<()> {
+    fs::create_dir_all(root).with_context(|| format!("cannot make {}", root.display()))?;
+    for lib in ["lib", "lib64"] {
+        let link = root.join(lib);
+        if !link.is_symlink() {
+            std::os::unix::fs::symlink(format!("usr/{lib}"), &link)?;
+        }
+    }
+    let program = find_binary()?;
+    let place = root.join(PROGRAM.trim_start_matches('/'));
+    fs::copy(&program, &place).with_context(|| format!("cannot copy {}", program.display())).map(drop)
 }
 
 /// `$(NAME)` of an argument.

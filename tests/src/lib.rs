@@ -2,5 +2,6 @@
 
 pub mod controlplane;
 pub mod deploy;
+pub mod image;
 pub mod packet;
 pub mod scenario;

@@ -10,8 +10,10 @@ use crate::machine;
 use crate::process::Cmd;
 use crate::setup::{self, Need};
 
+mod elf;
+
 /// The most that an image may have: nodes pull it while they have no Services yet.
-const LARGEST: u64 = 25 * 1024 * 1024;
+const LARGEST: u64 = 25_000_000;
 
 /// Makes the OCI image as an archive that `podman load`, `ctr image import` and `skopeo copy` read.
 #[derive(ClapArgs, Debug)]
@@ -36,7 +38,7 @@ pub(crate) enum Arch {
 }
 
 impl Arch {
-    const fn host() -> Self {
+    pub(crate) const fn host() -> Self {
         if cfg!(target_arch = "aarch64") { Self::Arm } else { Self::X86 }
     }
 
@@ -69,9 +71,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let dir = machine::target_dir().join("image").join(args.arch.name());
     let output = output.unwrap_or_else(|| dir.with_file_name(format!("fairlead-{}.tar", args.arch.name())));
     let program = build(args.arch)?;
+    elf::check(&program, args.arch)?;
+    try_out(&program, args.arch)?;
     let digest = pack(&program, args.arch, &dir, &output)?;
     let bytes = fs::metadata(&output).with_context(|| format!("no {}", output.display()))?.len();
-    println!("{} ({:.1} MiB): {digest}", output.display(), bytes as f64 / 1_048_576.0);
+    println!("{} ({:.1} MB): {digest}", output.display(), bytes as f64 / 1e6);
     ensure!(bytes <= LARGEST, "the image has {bytes} bytes, and {LARGEST} are the limit");
     Ok(())
 }
@@ -104,6 +108,25 @@ fn build(arch: Arch) -> Result<PathBuf> {
         bail!("the build succeeded, but there is no {}", program.display());
     }
     Ok(program)
+}
+
+/// Runs it, where this machine can: by itself, or by emulation (package qemu-user-static).
+fn try_out(program: &Path, arch: Arch) -> Result<()> {
+    let cmd = if arch == Arch::host() {
+        Cmd::new(program)
+    } else {
+        let emulator = format!("qemu-{}-static", arch.name());
+        let Some(emulator) = machine::which(&emulator) else {
+            println!("image: not run, because there is no {emulator} here (package qemu-user-static)");
+            return Ok(());
+        };
+        Cmd::new(emulator).arg(program)
+    };
+    let said = cmd.arg("--version").probe().unwrap_or_default();
+    let expected = concat!("fairlead ", env!("CARGO_PKG_VERSION"));
+    ensure!(said.starts_with(expected), "`fairlead --version` says {said:?}, not {expected:?}");
+    println!("image: {}", said.trim());
+    Ok(())
 }
 
 /// Writes the archive, and says the digest of its manifest. The same program gives the same archive.

@@ -1,10 +1,10 @@
-//! `deploy/` against the real API server: strict validation, RBAC, and the DaemonSet's pod run as it is written, with
-//! its own ServiceAccount's token and no more rights.
+//! `deploy/` against the real API server: strict validation, RBAC, and the DaemonSet's pod run as it is written, from
+//! the image, with its own ServiceAccount's token and no more rights.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
-    net::{Ipv6Addr, SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     path::PathBuf,
     process::Child,
     time::Duration,
@@ -21,6 +21,7 @@ use fairlead_lab::{
 use fairlead_tests::{
     controlplane::{Api, ControlPlane, SERVER},
     deploy::{self, Account, Kubelet},
+    image,
 };
 use k8s_openapi::api::{
     authentication::v1::TokenRequest,
@@ -44,6 +45,10 @@ use crate::{
 
 /// An attempt to connect to an address that nobody serves takes half a minute.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// The most that the image may have, and that the agent may take with so many Services.
+const LARGEST_IMAGE: u64 = 25_000_000;
+const MOST_RESIDENT: u64 = 25_000_000;
+const SERVICES: u32 = 100;
 const NAMESPACE: &str = "kube-system";
 const NAME: &str = "fairlead";
 
@@ -337,4 +342,50 @@ fn on_a_node_where_nobody_serves_the_api_yet_the_agent_waits_and_is_not_restarte
     cluster.lab.node.ns.nft(&rules).unwrap();
     cluster.wait("the first sync", || cluster.log().contains(READY_LINE));
     cluster.wait("the node is eligible", || cluster.status("/healthz") == 200);
+}
+
+/// What a node pays for a small cluster: the image that it pulls, and memory.
+#[test]
+fn the_image_is_small_and_takes_little_memory_with_a_hundred_services() {
+    let _turn = turn();
+    let Some(archive) = image::archive() else {
+        println!("not measured: there is no image here, and the program of a test is a larger one");
+        return;
+    };
+    let bytes = fs::metadata(&archive).unwrap().len();
+    assert!(bytes <= LARGEST_IMAGE, "the image has {bytes} bytes");
+    let mut cluster = Cluster::new("base");
+    let mut last = None;
+    for n in 0..SERVICES {
+        let name = format!("service-{n}");
+        last = Some(Vips::of(&cluster.api.create(&objects::service(&name)).unwrap()));
+        for v6 in [false, true] {
+            // Ten endpoints, of which one is there.
+            let mut endpoints = vec![cluster.lab.pods[0].ip(v6)];
+            endpoints.extend((1..10).map(|m| elsewhere(n * 10 + m, v6)));
+            cluster.api.create(&objects::slice(&name, v6, &endpoints)).unwrap();
+        }
+    }
+    cluster.start();
+    cluster.wait("the first sync", || cluster.log().contains(READY_LINE));
+    let ask = Ask::new(Proto::Tcp, last.unwrap().v4).timeout(Duration::from_millis(200));
+    let answered = || ask.once(&cluster.lab.client.ns).unwrap().outcome.answer().is_some();
+    assert!(wait_until(SOON, answered), "the last Service is not answered; the log:\n{}", cluster.log());
+    // What the start took is given back, and the first sweep over the flows is done.
+    std::thread::sleep(Duration::from_secs(3));
+    let pid = cluster.child.as_ref().unwrap().id();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap().trim();
+    let resident = resident.strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024;
+    println!("image {:.1} MB; resident {:.1} MB", bytes as f64 / 1e6, resident as f64 / 1e6);
+    assert!(resident <= MOST_RESIDENT, "{resident} bytes are resident:\n{status}");
+}
+
+/// An address of a pod that is on no node of this cluster.
+fn elsewhere(n: u32, v6: bool) -> IpAddr {
+    if v6 {
+        Ipv6Addr::new(0xfd00, 0x10, 0x245, 0, 0, 0, 0, n as u16).into()
+    } else {
+        Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 245, 0, 0)) + n).into()
+    }
 }

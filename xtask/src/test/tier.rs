@@ -1,11 +1,12 @@
 //! The tiers: what each one needs, and the commands that run it.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::ValueEnum;
 
+use crate::image::Arch;
 use crate::process::Cmd;
 use crate::setup::{self, Need};
 use crate::{kernels, machine, workspace};
@@ -26,6 +27,8 @@ pub(crate) const TARGETS: [(Tier, &str); 8] = [
 const PREBUILT: &str = "FAIRLEAD_PREBUILT_EBPF";
 /// Names a folder with the control plane, as Kubernetes' own test tools call it.
 const ASSETS: &str = "KUBEBUILDER_ASSETS";
+/// Names the archive that the cluster tier runs the pods of `deploy/` from.
+const IMAGE: &str = "FAIRLEAD_IMAGE";
 /// What that folder must hold; envtest's own lacks the last two.
 const CONTROL_PLANE: [&str; 4] = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-proxy"];
 
@@ -112,7 +115,13 @@ impl Tier {
             Self::Mutants => vec![test(&self.targets(), Some(1))],
             // Cases measure times and share the machine's connection tracking: one at a time.
             Self::Netns => vec![programs(), test(&self.targets(), Some(1))],
-            Self::Cluster => vec![programs(), test(&self.targets(), Some(1))],
+            Self::Cluster => {
+                let tests = test(&self.targets(), Some(1));
+                match image(filter) {
+                    Some((build, archive)) => vec![programs(), build, tests.env(IMAGE, &archive.to_string_lossy())],
+                    None => vec![programs(), tests],
+                }
+            }
             // What runs there is no command of cargo's: `super::kernels`.
             Self::Kernels => Vec::new(),
         }
@@ -135,6 +144,22 @@ pub(super) fn prepare(tiers: &[Tier]) -> Option<anyhow::Error> {
     let base = setup::ensure(if run { Need::Run } else { Need::Build }).err();
     let kernels = tiers.contains(&Tier::Kernels).then(|| setup::ensure(Need::Kernels).err()).flatten();
     base.or(kernels)
+}
+
+/// What makes the image, and where: for the cases that run it, and unless one is named. Where it cannot be made, they
+/// run the plain program.
+fn image(filter: &[String]) -> Option<(Cmd, PathBuf)> {
+    let wanted = filter.is_empty() || filter.iter().any(|name| name.contains("deploy"));
+    if !wanted || std::env::var_os(IMAGE).is_some() {
+        return None;
+    }
+    if let Err(error) = setup::ensure(Need::Image(Arch::host())) {
+        println!("test: the pods of deploy/ are run without their image, which cannot be made here: {error:#}");
+        return None;
+    }
+    let archive = machine::target_dir().join("image").join("tests.tar");
+    let cmd = Cmd::cargo("run").args(["--locked", "--quiet", "--package", "xtask", "--", "image", "--output"]);
+    Some((cmd.arg(&archive).current_dir(&machine::root()), archive))
 }
 
 fn object_missing() -> Option<String> {

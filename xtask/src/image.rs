@@ -42,7 +42,7 @@ impl Arch {
         if cfg!(target_arch = "aarch64") { Self::Arm } else { Self::X86 }
     }
 
-    const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::X86 => "x86_64",
             Self::Arm => "aarch64",
@@ -64,15 +64,36 @@ impl Arch {
             Self::Arm => "aarch64-unknown-linux-musl",
         }
     }
+
+    /// The one that this is not.
+    pub(crate) const fn other(self) -> Self {
+        match self {
+            Self::X86 => Self::Arm,
+            Self::Arm => Self::X86,
+        }
+    }
+
+    /// Tells cargo how to compile for it on a machine with another processor.
+    pub(crate) fn foreign(self, cmd: Cmd) -> Cmd {
+        if self == Self::host() {
+            return cmd;
+        }
+        // Rust's own linker and musl's objects, which come with the target; C is compiled by the distribution's compiler.
+        let compiler = format!("CC_{}", self.target().replace('-', "_"));
+        cmd.env(&self.variable("LINKER"), "rust-lld").env(&compiler, &format!("{}-linux-gnu-gcc", self.name()))
+    }
+
+    /// A setting of cargo's for its target.
+    fn variable(self, suffix: &str) -> String {
+        format!("CARGO_TARGET_{}_{suffix}", self.target().to_uppercase().replace('-', "_"))
+    }
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let output = args.output.as_deref().map(machine::as_given);
     let dir = machine::target_dir().join("image").join(args.arch.name());
     let output = output.unwrap_or_else(|| dir.with_file_name(format!("fairlead-{}.tar", args.arch.name())));
-    let program = build(args.arch)?;
-    elf::check(&program, args.arch)?;
-    try_out(&program, args.arch)?;
+    let program = program(args.arch)?;
     let digest = pack(&program, args.arch, &dir, &output)?;
     let bytes = fs::metadata(&output).with_context(|| format!("no {}", output.display()))?.len();
     println!("{} ({:.1} MB): {digest}", output.display(), bytes as f64 / 1e6);
@@ -80,12 +101,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// The program that images hold, built and looked at.
+pub(crate) fn program(arch: Arch) -> Result<PathBuf> {
+    let program = build(arch)?;
+    elf::check(&program, arch)?;
+    try_out(&program, arch)?;
+    Ok(program)
+}
+
 /// The program: static, and the same wherever it is built.
 fn build(arch: Arch) -> Result<PathBuf> {
     setup::ensure(Need::Build)?;
     setup::ensure(Need::Image(arch))?;
     let target = arch.target();
-    let variable = |suffix: &str| format!("CARGO_TARGET_{}_{suffix}", target.to_uppercase().replace('-', "_"));
     let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo"));
     let mut flags =
@@ -93,16 +121,11 @@ fn build(arch: Arch) -> Result<PathBuf> {
     if let Some(cargo) = cargo_home.or(home) {
         flags.push(format!("--remap-path-prefix={}=/cargo", cargo.display()));
     }
-    let mut cmd = Cmd::cargo("build")
+    let cmd = Cmd::cargo("build")
         .args(["--locked", "--release", "--package", "proxy-agent", "--bin", "fairlead", "--target", target])
         .current_dir(&machine::root())
-        .env(&variable("RUSTFLAGS"), &flags.join(" "));
-    if arch != Arch::host() {
-        // Rust's own linker and musl's objects, which come with the target; C is compiled by the distribution's compiler.
-        cmd = cmd.env(&variable("LINKER"), "rust-lld");
-        cmd = cmd.env(&format!("CC_{}", target.replace('-', "_")), &format!("{}-linux-gnu-gcc", arch.name()));
-    }
-    cmd.run()?;
+        .env(&arch.variable("RUSTFLAGS"), &flags.join(" "));
+    arch.foreign(cmd).run()?;
     let program = machine::target_dir().join(target).join("release/fairlead");
     if !program.is_file() {
         bail!("the build succeeded, but there is no {}", program.display());

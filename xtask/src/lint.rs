@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args as ClapArgs;
 use proxy_ebpf_build::Options;
 
+use crate::image::Arch;
 use crate::process::Cmd;
 use crate::setup::{self, Need};
 use crate::{machine, tidy};
@@ -20,11 +21,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
     setup::ensure(Need::Lint)?;
     setup::ensure(Need::Build)?;
     // Cheapest first; clippy before rustdoc, which uses what clippy has checked.
-    let steps: [(&str, Result<()>); 6] = [
+    let steps: [(&str, Result<()>); 7] = [
         ("tidy", tidy::run()),
         ("format", format(args.fix)),
         ("clippy", clippy()),
         ("the object's target", ebpf()),
+        ("the other processor", other_processor()),
         ("rustdoc", rustdoc()),
         ("dependencies", deny()),
     ];
@@ -65,6 +67,24 @@ fn ebpf() -> Result<()> {
         subcommand: "check",
     };
     proxy_ebpf_build::build(&options).map(drop).context("the object that counts its look-ups")
+}
+
+/// The agent for the processor that this machine does not have, up to the linker. Layouts of maps are proved while they
+/// are compiled (`abi_struct!`), so this shows that they are the same there.
+fn other_processor() -> Result<()> {
+    let arch = Arch::host().other();
+    // Installed for CI only: nobody else expects a compiler for another processor from a lint.
+    let obstacle = if machine::is_ci() {
+        setup::ensure(Need::Image(arch)).err().map(|error| format!("{error:#}"))
+    } else {
+        setup::lacks(Need::Image(arch))
+    };
+    if let Some(reason) = obstacle {
+        println!("lint: the agent is not compiled for {}: {reason}", arch.name());
+        return Ok(());
+    }
+    let cmd = Cmd::cargo("check").args(["--locked", "--package", "proxy-agent", "--bin", "fairlead"]);
+    arch.foreign(cmd.args(["--target", arch.target()])).current_dir(&machine::root()).run()
 }
 
 fn rustdoc() -> Result<()> {

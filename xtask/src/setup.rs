@@ -115,15 +115,24 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Sets up what `need` requires, silently where nothing is missing.
-pub(crate) fn ensure(need: Need) -> Result<()> {
-    let items = match need {
+fn items(need: Need) -> Vec<Item> {
+    match need {
         Need::Build => core_items(),
         Need::Run => core_items().into_iter().chain(tools::items()).collect(),
         Need::Lint => tools::lint_items(),
         Need::Image(arch) => musl::items(arch),
         Need::Kernels => kernels::items(true),
-    };
+    }
+}
+
+/// What is missing of what `need` requires; `None` where nothing is.
+pub(crate) fn lacks(need: Need) -> Option<String> {
+    items(need).iter().find_map(|item| item.state.missing().map(|absence| format!("{}: {absence}", item.name)))
+}
+
+/// Sets up what `need` requires, silently where nothing is missing.
+pub(crate) fn ensure(need: Need) -> Result<()> {
+    let items = items(need);
     let missing: Vec<&Item> = items.iter().filter(|item| item.state.missing().is_some()).collect();
     for item in &missing {
         let absence = item.state.missing().unwrap_or_default();

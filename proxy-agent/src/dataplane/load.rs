@@ -21,6 +21,10 @@ use crate::config::Sizes;
 /// The eBPF object that belongs to this agent.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FAIRLEAD_EBPF_OBJECT"));
 
+// The object is for this byte order, and so are words that are stored through `mmap`. All else of a layout is the same on
+// every processor: fields of stated sizes without a hole between them (`abi_struct!`).
+const _: () = assert!(cfg!(target_endian = "little"), "the eBPF object is for little-endian machines");
+
 /// What links and filters hold.
 pub const INGRESS_STUB: &str = "ingress_stub";
 /// The same at egress.

@@ -49,7 +49,7 @@ mod tests {
         let own = std::env::current_exe().unwrap();
         let error = check(&own, Arch::host()).unwrap_err().to_string();
         assert!(error.contains("dynamic linker"), "{error}");
-        let other = if Arch::host() == Arch::X86 { Arch::Arm } else { Arch::X86 };
+        let other = Arch::host().other();
         let error = check(&own, other).unwrap_err().to_string();
         assert!(error.ends_with(&format!("not for {}", other.name())), "{error}");
         let error = check(Path::new("/etc/passwd"), Arch::host()).unwrap_err().to_string();

@@ -9,10 +9,9 @@ use crate::process::Cmd;
 
 pub(super) fn items(arch: Arch) -> Vec<Item> {
     let (compiler, install): (&str, fn() -> Result<()>) = match arch {
-        _ if arch != Arch::X86 => {
-            ("aarch64-linux-gnu-gcc", || apt::install(&["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"]))
-        }
-        _ => ("musl-gcc", || apt::install(&["musl-tools"])),
+        _ if arch == Arch::host() => ("musl-gcc", || apt::install(&["musl-tools"])),
+        Arch::Arm => ("aarch64-linux-gnu-gcc", || apt::install(&["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"])),
+        Arch::X86 => ("x86_64-linux-gnu-gcc", || apt::install(&["gcc-x86-64-linux-gnu", "libc6-dev-amd64-cross"])),
     };
     let compiler_state = machine::which(compiler).map(|path| path.display().to_string());
     vec![

@@ -3,9 +3,13 @@
 use anyhow::{Result, bail};
 use clap::Args as ClapArgs;
 
+use crate::image::{self, Arch};
 use crate::process::Cmd;
 use crate::setup::{self, Need};
 use crate::{build, machine};
+
+/// Names the agent that is measured.
+const AGENT: &str = "FAIRLEAD_BIN";
 
 /// Measures; with `--check`, fails where a bound is not met.
 #[derive(ClapArgs, Debug)]
@@ -26,5 +30,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let release = build::Args { release: true, ..build::Args::default() };
     build::build(release)?;
     let bench = build::program("fairlead-bench", release)?;
-    Err(Cmd::new(bench).args(&args.rest).current_dir(&machine::root()).exec())
+    let mut cmd = Cmd::new(bench).args(&args.rest).current_dir(&machine::root());
+    if args.rest.iter().any(|arg| arg == "scale") && std::env::var_os(AGENT).is_none() {
+        // Memory is a matter of the C library too: what nodes run is measured.
+        match setup::ensure(Need::Image(Arch::host())) {
+            Ok(()) => cmd = cmd.env(AGENT, &image::program(Arch::host())?.to_string_lossy()),
+            Err(error) => {
+                println!("bench: the image's program cannot be made here, another build is measured: {error:#}")
+            }
+        }
+    }
+    Err(cmd.exec())
 }

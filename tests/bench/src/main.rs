@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use fairlead_bench::{
     exchange, report,
     rows::{Effort, Traffic},
-    sender, soak,
+    scale, sender, soak,
 };
 use proxy_agent::dataplane::load::OBJECT;
 
@@ -77,6 +77,30 @@ enum Command {
         #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
         times: u32,
     },
+    /// Thousands of Services behind a real API server: changes, starts, memory
+    Scale(ScaleArgs),
+}
+
+#[derive(Debug, Args)]
+struct ScaleArgs {
+    /// Fail where a bound is missed
+    #[arg(long)]
+    check: bool,
+    /// Also write the results to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Services, each with ten endpoints
+    #[arg(long, value_name = "N", default_value_t = 5_000, value_parser = clap::value_parser!(u32).range(100..=6_000))]
+    services: u32,
+    /// Rounds; in each, every proxy starts once
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Changes that Fairlead follows, in all rounds together
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
+    changes: u32,
+    /// Changes that kube-proxy follows; 0: only Fairlead is measured
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    kube_proxy_changes: u32,
 }
 
 fn main() -> ExitCode {
@@ -92,6 +116,7 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<bool> {
     match cli.command {
+        Some(Command::Scale(ref args)) => measure_scale(args),
         Some(Command::Soak { flows, rate, idle, flood }) => {
             let seen = soak::run(soak::Plan { idle, flows, rate, flood })?;
             println!("{seen}");
@@ -114,6 +139,18 @@ fn run(cli: &Cli) -> Result<bool> {
             Ok(missed.is_empty() || !cli.run.check)
         }
     }
+}
+
+fn measure_scale(args: &ScaleArgs) -> Result<bool> {
+    let &ScaleArgs { services, rounds, changes, kube_proxy_changes: kube_proxy, .. } = args;
+    let seen = scale::run(scale::Plan { services, rounds, changes, kube_proxy })?;
+    println!("{seen}");
+    if let Some(file) = &args.json {
+        report::write_json(file, &seen)?;
+    }
+    let missed = seen.misses();
+    missed.iter().for_each(|miss| println!("falls short: {miss}"));
+    Ok(missed.is_empty() || !args.check)
 }
 
 /// Everything that is measured takes place on one core.

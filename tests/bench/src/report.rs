@@ -56,11 +56,15 @@ pub fn all(object: &[u8], effort: Effort, only: &[Traffic], json: Option<&Path>)
         println!("falls short: {miss}");
     }
     if let Some(file) = json {
-        let results = Results { rows: &rows, classes: &classes, missed: &missed };
-        let text = serde_json::to_string_pretty(&results).context("cannot write JSON")?;
-        std::fs::write(file, text + "\n").with_context(|| format!("cannot write {}", file.display()))?;
+        write_json(file, &Results { rows: &rows, classes: &classes, missed: &missed })?;
     }
     Ok(missed)
+}
+
+/// Writes results for programs.
+pub fn write_json(file: &Path, results: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(results).context("cannot write JSON")?;
+    std::fs::write(file, text + "\n").with_context(|| format!("cannot write {}", file.display()))
 }
 
 fn ratios(object: &[u8], effort: Effort, traffic: &[Traffic]) -> Result<Vec<Row>> {

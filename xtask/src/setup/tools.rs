@@ -83,7 +83,12 @@ pub(super) fn go(wanted: bool) -> Item {
         Some(version) => missing_go(wanted, format!("go {}.{} is too old", version.0, version.1)),
         None => missing_go(wanted, "no go".to_owned()),
     };
-    Item { name: "go".into(), why: "optional: builds the control plane of the cluster tier", state, install: install_go }
+    Item {
+        name: "go".into(),
+        why: "optional: builds the control plane of the cluster tier",
+        state,
+        install: install_go,
+    }
 }
 
 fn missing_go(wanted: bool, absence: String) -> State {

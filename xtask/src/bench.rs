@@ -36,7 +36,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         match setup::ensure(Need::Image(Arch::host())) {
             Ok(()) => cmd = cmd.env(AGENT, &image::program(Arch::host())?.to_string_lossy()),
             Err(error) => {
-                println!("bench: the image's program cannot be made here, another build is measured: {error:#}")
+                println!("bench: the image's program cannot be made here, another build is measured: {error:#}");
             }
         }
     }

@@ -73,8 +73,7 @@ pub struct Figures {
     changes_cpu_s: f64,
     /// Changes that were measured again, because the machine paused.
     spoilt: u32,
-    /// Questions after the new pod's first answer that it did not answer. A client's port comes again: a rule of netfilter's
-    /// may have led its last flow to the old pod.
+    /// Questions after the new pod's first answer that it did not answer.
     late: u32,
     /// Idle after the start; one for each round.
     idle: Vec<Memory>,

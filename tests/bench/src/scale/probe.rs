@@ -5,7 +5,7 @@ use std::{
     io::ErrorKind,
     net::{Ipv4Addr, SocketAddr, UdpSocket},
     os::fd::AsFd as _,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -21,10 +21,27 @@ use super::answers::{Side, question, read_answer, service};
 const PERIOD: Duration = Duration::from_micros(500);
 /// Questions that may be unanswered at a time.
 const WINDOW: usize = 64;
+/// The first of the ports that are asked from.
+const FIRST_PORT: u16 = 1_024;
 /// Services that are asked one after the other before answers are read.
 const BURST: usize = 64;
 /// How long answers to a round of questions are waited for.
 const ROUND: Duration = Duration::from_millis(4);
+
+/// A socket on the port that was used longest ago: half a minute at least, after which nobody knows of its last flow. A
+/// port by chance would soon come again, and netfilter leads it to where that flow went.
+fn new_flow() -> Result<UdpSocket> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let mut failed = None;
+    for _ in 0..WINDOW * 2 {
+        let port = FIRST_PORT + (NEXT.fetch_add(1, Ordering::Relaxed) % u32::from(u16::MAX - FIRST_PORT)) as u16;
+        match UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)) {
+            Ok(socket) => return Ok(socket),
+            Err(error) => failed = Some(error),
+        }
+    }
+    Err(failed.map_or_else(|| anyhow::anyhow!("no port was tried"), Into::into).context("cannot make a socket"))
+}
 
 struct Question {
     socket: UdpSocket,
@@ -43,7 +60,7 @@ pub(super) fn first_answer(to: SocketAddr, from: Side, give_up: &AtomicBool) -> 
         if open.len() == WINDOW {
             open.pop_front();
         }
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("cannot make a socket")?;
+        let socket = new_flow()?;
         socket.set_nonblocking(true)?;
         // Not reachable yet is what a probe is for.
         if socket.connect(to).and_then(|()| socket.send(&question(number))).is_ok() {
@@ -100,7 +117,7 @@ fn collect(open: &mut VecDeque<Question>, wanted: Side) -> Result<Option<Instant
 pub(super) fn others(to: SocketAddr, wanted: Side, times: u32) -> Result<u32> {
     let mut others = 0;
     for number in 0..u64::from(times) {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("cannot make a socket")?;
+        let socket = new_flow()?;
         socket.set_read_timeout(Some(Duration::from_secs(1)))?;
         socket.connect(to).and_then(|()| socket.send(&question(number))).context("cannot ask")?;
         let mut buffer = [0; 16];
@@ -135,7 +152,7 @@ pub(super) fn last_served(services: u32, limit: Duration, mut alive: impl FnMut(
 
 /// One question to each of these, from one socket: a port that no earlier round has used.
 fn ask(services: &[u32], last: &mut Instant) -> Result<BTreeSet<u32>> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("cannot make a socket")?;
+    let socket = new_flow()?;
     socket.set_nonblocking(true)?;
     let mut heard = BTreeSet::new();
     for burst in services.chunks(BURST) {

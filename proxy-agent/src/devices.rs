@@ -1,8 +1,10 @@
 //! Devices: followed by netlink, given a role, described in `DEVICES`, and attached to.
 //!
 //! `inventory` ← `netlink` events → `desired` → `steps` → hooks and map. Everything between the two ends is pure.
+//! What the steps ask of the kernel may take long: `fitter` does it on a thread of its own.
 
 pub mod desired;
+mod fitter;
 pub mod inventory;
 pub mod netlink;
 pub mod role;
@@ -10,6 +12,7 @@ pub mod select;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aya::maps::{HashMap, IterableMap as _, Map, MapData, MapError};
@@ -19,16 +22,17 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use crate::dataplane::MapUse;
-use crate::dataplane::attach::{self, AttachError, Attacher, Hook, Target};
+use crate::dataplane::attach::Attacher;
 use crate::dataplane::pin::PinRoot;
-use desired::{Desired, Served, Step, Wishes, desired, steps};
-use inventory::{Event, Inventory};
+use desired::{Wishes, desired};
+use fitter::{Fitter, Goal, Goals};
+use inventory::Inventory;
 use netlink::{Changes, NetlinkError, Notice};
 
 /// Everything is read again this often, because the kernel does not tell of every route that goes.
 const REREAD: Duration = Duration::from_secs(60);
-/// What could not be attached is tried again this often.
-const RETRY: Duration = Duration::from_secs(1);
+/// The node's addresses, and with them the first Services, wait so long for the first devices to be served.
+const FIRST_WAIT: Duration = Duration::from_secs(10);
 
 /// Following devices ended.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +43,9 @@ pub enum DevicesError {
     /// The map of devices.
     #[error("cannot use map DEVICES: {0}")]
     Map(#[from] MapError),
+    /// The thread that serves them.
+    #[error("the thread that attaches programs panicked")]
+    Panicked,
 }
 
 /// The map `DEVICES`.
@@ -99,16 +106,15 @@ pub struct Devices {
     changes: Changes,
     handle: Handle,
     inventory: Inventory,
-    attacher: Attacher,
-    map: DeviceMap,
     wishes: Wishes,
-    now: Desired,
+    goals: Arc<Goals>,
+    fitter: Fitter,
     addresses: watch::Sender<NodeAddresses>,
-    census: watch::Sender<Census>,
+    census: watch::Receiver<Census>,
 }
 
 impl Devices {
-    /// Subscribes, reads everything, and brings devices into step for the first time.
+    /// Subscribes and reads everything.
     pub async fn start(
         attacher: Attacher,
         pins: &PinRoot,
@@ -117,250 +123,77 @@ impl Devices {
         let changes = netlink::subscribe()?;
         let handle = netlink::questions()?;
         let (addresses, receiver) = watch::channel(NodeAddresses::new());
-        let mut devices = Self {
-            changes,
-            handle,
-            inventory: Inventory::default(),
-            attacher,
-            map: DeviceMap::open(pins)?,
-            wishes,
-            now: Desired::default(),
-            addresses,
-            census: watch::Sender::default(),
-        };
-        devices.read_all().await?;
-        devices.drop_leftovers()?;
-        devices.bring_into_step();
-        Ok((devices, receiver))
+        let (told, census) = watch::channel(Census::default());
+        let mut inventory = Inventory::default();
+        inventory.replace(netlink::read_all(&handle).await?);
+        let goals = Arc::new(Goals::new(Goal::of(&inventory, &wishes)));
+        let fitter = Fitter::new(attacher, DeviceMap::open(pins)?, Arc::clone(&goals), told);
+        Ok((Self { changes, handle, inventory, wishes, goals, fitter, addresses, census }, receiver))
     }
 
-    /// Devices that carry programs, with their roles.
+    /// Devices that are to carry programs, with their roles.
     pub fn served(&self) -> Vec<String> {
-        let served = self.now.devices.values().filter(|device| device.programs);
+        let goal = desired(&self.inventory, &self.wishes);
+        let served = goal.devices.values().filter(|device| device.programs);
         served.map(|device| format!("{}={}", device.name, select::role_name(Some(device.role)))).collect()
     }
 
     /// The devices in numbers, whenever they change.
     pub fn census(&self) -> watch::Receiver<Census> {
-        self.census.subscribe()
+        self.census.clone()
     }
 
     /// Follows changes until the subscription fails.
-    pub async fn run(mut self) -> Result<(), DevicesError> {
+    pub async fn run(self) -> Result<(), DevicesError> {
+        let Self { mut changes, handle, mut inventory, wishes, goals, fitter, addresses, .. } = self;
+        let (first, mut fitted) = tokio::sync::oneshot::channel();
+        let mut fitting = tokio::task::spawn_blocking(move || fitter.run(first));
+        // The thread ends with this task.
+        let goals = fitter::Hold(goals);
         let mut reread = interval_at(Instant::now() + REREAD, REREAD);
         reread.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let patience = tokio::time::sleep(FIRST_WAIT);
+        tokio::pin!(patience);
+        let mut waiting = true;
+        let mut goal = Goal::of(&inventory, &wishes);
         loop {
+            if !waiting {
+                let next = goal.addresses();
+                addresses.send_if_modified(|current| {
+                    let changed = current != next;
+                    current.clone_from(next);
+                    changed
+                });
+            }
             tokio::select! {
-                notice = self.changes.next() => self.take(notice?).await?,
-                _ = reread.tick() => self.read_all().await?,
-                () = tokio::time::sleep(RETRY), if !self.complete() => {}
-            }
-            // A burst becomes one step.
-            while let Some(notice) = self.changes.try_next() {
-                self.take(notice).await?;
-            }
-            self.bring_into_step();
-        }
-    }
-
-    async fn take(&mut self, notice: Notice) -> Result<(), DevicesError> {
-        match notice {
-            Notice::Event(event) => {
-                // A device that is made anew under a known ifindex must be seen to go in between.
-                let gone = matches!(event, Event::LinkGone(_));
-                self.inventory.apply(event);
-                if gone {
-                    self.bring_into_step();
+                notice = changes.next() => take(notice?, &handle, &mut inventory).await?,
+                _ = reread.tick() => inventory.replace(netlink::read_all(&handle).await?),
+                ended = &mut fitting => return ended.map_err(|_| DevicesError::Panicked)?,
+                // Whoever would say so may have ended instead, which is heard above.
+                _ = &mut fitted, if waiting => waiting = false,
+                () = &mut patience, if waiting => {
+                    tracing::warn!("devices are still being attached to; Services are followed meanwhile");
+                    waiting = false;
                 }
             }
-            Notice::Filters(index) => {
-                let event = netlink::read_filters(&self.handle, index).await?;
-                self.inventory.apply(event);
+            // A burst becomes one goal.
+            while let Some(notice) = changes.try_next() {
+                take(notice, &handle, &mut inventory).await?;
             }
-            Notice::Lost => {
-                tracing::warn!("netlink messages were lost; reading everything again");
-                self.read_all().await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn read_all(&mut self) -> Result<(), DevicesError> {
-        self.inventory.replace(netlink::read_all(&self.handle).await?);
-        Ok(())
-    }
-
-    /// Removes what an earlier agent left on devices that went away, or that are not to be served any more.
-    fn drop_leftovers(&mut self) -> Result<(), DevicesError> {
-        let next = desired(&self.inventory, &self.wishes);
-        for ifindex in self.map.entries()?.into_keys().filter(|ifindex| !next.devices.contains_key(ifindex)) {
-            if let Some(device) = self.inventory.device(ifindex) {
-                self.attacher.detach(ifindex, &device.link.name).unwrap_or_else(|error| report(&error));
-            }
-            self.map.remove(ifindex)?;
-        }
-        match self.attacher.links().own() {
-            Ok(links) => {
-                let served = |ifindex| next.devices.get(ifindex).is_some_and(|device| device.programs);
-                for link in links.iter().filter(|link| !served(&link.ifindex)) {
-                    self.attacher.forget(link.ifindex);
-                }
-            }
-            Err(error) => tracing::warn!(%error, "cannot list the pinned links"),
-        }
-        Ok(())
-    }
-
-    /// True if every device carries what it should.
-    fn complete(&self) -> bool {
-        steps(&self.now, &desired(&self.inventory, &self.wishes)).is_empty()
-    }
-
-    fn bring_into_step(&mut self) {
-        let next = desired(&self.inventory, &self.wishes);
-        for step in steps(&self.now, &next) {
-            self.carry_out(step, &next);
-        }
-        for (index, (name, reason)) in &next.skipped {
-            if self.now.skipped.get(index).is_none_or(|(_, known)| known != reason) {
-                tracing::info!(device = %name, ifindex = index, reason, "device left alone");
-            }
-        }
-        self.count(&next);
-        self.now.skipped = next.skipped;
-        self.addresses.send_if_modified(|current| {
-            let changed = *current != next.addresses;
-            if changed {
-                current.clone_from(&next.addresses);
-            }
-            changed
-        });
-        self.now.addresses = next.addresses;
-    }
-
-    fn count(&self, next: &Desired) {
-        let mut census = Census::default();
-        for (index, wanted) in &next.devices {
-            let state = match self.now.devices.get(index) {
-                Some(now) if now.programs == wanted.programs => {
-                    if now.programs {
-                        "attached"
-                    } else {
-                        "described"
-                    }
-                }
-                _ => "waiting",
-            };
-            *census.devices.entry((select::role_name(Some(wanted.role)), state)).or_default() += 1;
-        }
-        if !next.skipped.is_empty() {
-            census.devices.insert((select::role_name(None), "left_alone"), next.skipped.len() as u64);
-        }
-        census.map.entries = self.now.devices.len() as u64;
-        census.map.capacity = self.map.capacity();
-        self.census.send_if_modified(|known| {
-            let changed = *known != census;
-            *known = census;
-            changed
-        });
-    }
-
-    /// Carries a step out, and notes it as done only if it was.
-    fn carry_out(&mut self, step: Step, next: &Desired) {
-        match step {
-            Step::Forget(index) => {
-                let epoch = self.now.devices.get(&index).map(|old| old.epoch);
-                match self.inventory.device(index) {
-                    // Still there, but no longer to be served: filters do not go by themselves.
-                    Some(device) if Some(device.epoch) == epoch => {
-                        self.attacher.detach(index, &device.link.name).unwrap_or_else(|error| report(&error));
-                    }
-                    _ => self.attacher.forget(index),
-                }
-                if let Err(error) = self.map.remove(index) {
-                    tracing::warn!(ifindex = index, %error, "cannot remove a device's entry");
-                }
-                if let Some(old) = self.now.devices.remove(&index) {
-                    tracing::info!(device = %old.name, ifindex = index, "device forgotten");
-                }
-            }
-            Step::Describe(index) => self.describe(index, &next.devices[&index]),
-            Step::Attach(index) => self.attach(index, &next.devices[&index]),
-            Step::Detach(index) => {
-                let name = next.devices[&index].name.clone();
-                match self.attacher.detach(index, &name) {
-                    Ok(()) => {
-                        tracing::info!(device = %name, ifindex = index, "programs detached");
-                        if let Some(now) = self.now.devices.get_mut(&index) {
-                            now.programs = false;
-                        }
-                    }
-                    Err(error) => report(&error),
-                }
-            }
-        }
-    }
-
-    fn describe(&mut self, index: u32, next: &Served) {
-        match self.map.set(&next.entry) {
-            Ok(()) => {
-                let now = self.now.devices.entry(index).or_insert_with(|| Served { programs: false, ..next.clone() });
-                now.entry = next.entry;
-                now.role = next.role;
-            }
-            Err(error) if is_full(&error) => {
-                tracing::error!(device = %next.name, "DEVICES is full; give --max-devices a larger number and restart");
-            }
-            Err(error) => tracing::error!(device = %next.name, %error, "cannot describe a device"),
-        }
-    }
-
-    fn attach(&mut self, index: u32, next: &Served) {
-        // Its entry did not fit: without one the programs could not serve it.
-        let Some(now) = self.now.devices.get_mut(&index) else { return };
-        let target = Target { ifindex: index, name: &next.name, foreign_egress: next.foreign_egress };
-        let began = std::time::Instant::now();
-        if let Err(error) = self.attacher.attach(target) {
-            report(&error);
-            return;
-        }
-        now.programs = true;
-        now.foreign_egress = next.foreign_egress;
-        now.name.clone_from(&next.name);
-        let role = select::role_name(Some(next.role));
-        let took_us = began.elapsed().as_micros() as u64;
-        tracing::info!(device = %next.name, ifindex = index, role, took_us, "device served");
-        if next.foreign_egress {
-            tracing::warn!(
-                device = %next.name,
-                "a foreign clsact filter stands at egress, Fairlead's behind it: if that filter ends with TC_ACT_OK instead \
-                 of TC_ACT_UNSPEC, replies are not translated here; --attach=tcx puts Fairlead in front"
-            );
-        }
-        for hook in Hook::ALL {
-            let programs = attach::tcx_programs(&next.name, hook);
-            let strangers = attach::out_of_place(&programs, hook);
-            if !strangers.is_empty() {
-                tracing::warn!(
-                    device = %next.name, hook = hook.name(), programs = ?strangers,
-                    "a foreign program stands between Fairlead and the wire; it sees translated packets on one side only"
-                );
-            }
+            goal = Goal::of(&inventory, &wishes);
+            goals.0.set(&goal);
         }
     }
 }
 
-fn report(error: &AttachError) {
-    if error.device_is_gone() {
-        tracing::debug!(%error, "a device went away meanwhile");
-    } else {
-        tracing::error!(%error, "a device is not served; it is tried again");
+async fn take(notice: Notice, handle: &Handle, inventory: &mut Inventory) -> Result<(), DevicesError> {
+    match notice {
+        Notice::Event(event) => inventory.apply(event),
+        Notice::Filters(index) => inventory.apply(netlink::read_filters(handle, index).await?),
+        Notice::Lost => {
+            tracing::warn!("netlink messages were lost; reading everything again");
+            inventory.replace(netlink::read_all(handle).await?);
+        }
     }
-}
-
-fn is_full(error: &MapError) -> bool {
-    match error {
-        MapError::SyscallError(e) => matches!(e.io_error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)),
-        _ => false,
-    }
+    Ok(())
 }

@@ -1,0 +1,301 @@
+//! Brings devices into step with a goal: entries of `DEVICES`, links and filters, one system call after another.
+//!
+//! The kernel attaches one program after the other and waits for its readers each time, so for many devices that takes
+//! seconds. All of it happens on one thread that nothing else waits for. The goal may move meanwhile: what is left of
+//! the old one is not done then.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use aya::maps::MapError;
+use tokio::sync::{oneshot, watch};
+
+use super::desired::{Desired, Served, Step, Wishes, desired, steps};
+use super::inventory::Inventory;
+use super::{Census, DeviceMap, DevicesError, NodeAddresses, select};
+use crate::dataplane::attach::{self, AttachError, Attacher, Hook, Target};
+
+/// What could not be attached is tried again this often.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What should be, and which devices there are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Goal {
+    desired: Desired,
+    /// Epoch and name by ifindex.
+    present: BTreeMap<u32, (u32, String)>,
+}
+
+impl Goal {
+    pub(super) fn of(inventory: &Inventory, wishes: &Wishes) -> Self {
+        let present = inventory.devices().map(|d| (d.link.index, (d.epoch, d.link.name.clone()))).collect();
+        Self { desired: desired(inventory, wishes), present }
+    }
+
+    /// The node's addresses.
+    pub(super) fn addresses(&self) -> &NodeAddresses {
+        &self.desired.addresses
+    }
+}
+
+/// The newest goal.
+pub(super) struct Goals {
+    newest: Mutex<Newest>,
+    moved: Condvar,
+}
+
+struct Newest {
+    goal: Goal,
+    number: u64,
+    over: bool,
+}
+
+impl Goals {
+    pub(super) fn new(goal: Goal) -> Self {
+        Self { newest: Mutex::new(Newest { goal, number: 1, over: false }), moved: Condvar::new() }
+    }
+
+    /// Moves it, if it has.
+    pub(super) fn set(&self, goal: &Goal) {
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        if newest.goal != *goal {
+            newest.goal.clone_from(goal);
+            newest.number += 1;
+            self.moved.notify_all();
+        }
+    }
+
+    fn number(&self) -> u64 {
+        self.newest.lock().unwrap_or_else(PoisonError::into_inner).number
+    }
+
+    /// The goal once it is another than `known`, or after a pause where one is given; none once it is over.
+    fn wait(&self, known: u64, pause: Option<Duration>) -> Option<(Goal, u64)> {
+        let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let still = |newest: &mut Newest| !newest.over && newest.number == known;
+        let newest = match pause {
+            Some(pause) => {
+                self.moved.wait_timeout_while(newest, pause, still).unwrap_or_else(PoisonError::into_inner).0
+            }
+            None => self.moved.wait_while(newest, still).unwrap_or_else(PoisonError::into_inner),
+        };
+        (!newest.over).then(|| (newest.goal.clone(), newest.number))
+    }
+}
+
+/// Ends the thread when it is dropped.
+pub(super) struct Hold(pub(super) Arc<Goals>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.newest.lock().unwrap_or_else(PoisonError::into_inner).over = true;
+        self.0.moved.notify_all();
+    }
+}
+
+/// The thread's belongings.
+pub(super) struct Fitter {
+    attacher: Attacher,
+    map: DeviceMap,
+    goals: Arc<Goals>,
+    /// What is.
+    now: Desired,
+    census: watch::Sender<Census>,
+}
+
+impl Fitter {
+    pub(super) fn new(attacher: Attacher, map: DeviceMap, goals: Arc<Goals>, census: watch::Sender<Census>) -> Self {
+        Self { attacher, map, goals, now: Desired::default(), census }
+    }
+
+    /// Follows the goals until they are over. Says when all of a goal has been tried for the first time.
+    pub(super) fn run(mut self, first: oneshot::Sender<()>) -> Result<(), DevicesError> {
+        let (mut first, mut known) = (Some(first), 0);
+        let mut pause = None;
+        while let Some((goal, number)) = self.goals.wait(known, pause) {
+            if known == 0 {
+                self.drop_leftovers(&goal)?;
+            }
+            known = number;
+            let whole = self.bring_into_step(&goal, number);
+            if let Some(first) = first.take_if(|_| whole) {
+                // The task that waits for it may have lost patience.
+                first.send(()).unwrap_or_default();
+            }
+            let complete = steps(&self.now, &goal.desired).is_empty();
+            pause = (!complete).then_some(RETRY);
+        }
+        Ok(())
+    }
+
+    /// Removes what an earlier agent left on devices that went away, or that are not to be served any more.
+    fn drop_leftovers(&mut self, goal: &Goal) -> Result<(), DevicesError> {
+        let next = &goal.desired;
+        for ifindex in self.map.entries()?.into_keys().filter(|ifindex| !next.devices.contains_key(ifindex)) {
+            if let Some((_, name)) = goal.present.get(&ifindex) {
+                self.attacher.detach(ifindex, name).unwrap_or_else(|error| report(&error));
+            }
+            self.map.remove(ifindex)?;
+        }
+        match self.attacher.links().own() {
+            Ok(links) => {
+                let served = |ifindex| next.devices.get(ifindex).is_some_and(|device| device.programs);
+                for link in links.iter().filter(|link| !served(&link.ifindex)) {
+                    self.attacher.forget(link.ifindex);
+                }
+            }
+            Err(error) => tracing::warn!(%error, "cannot list the pinned links"),
+        }
+        Ok(())
+    }
+
+    /// False if the goal moved before all of it was tried.
+    fn bring_into_step(&mut self, goal: &Goal, number: u64) -> bool {
+        let next = &goal.desired;
+        let mut whole = true;
+        for step in steps(&self.now, next) {
+            whole = self.goals.number() == number;
+            if !whole {
+                break;
+            }
+            self.carry_out(step, goal);
+            self.count(next);
+        }
+        for (index, (name, reason)) in &next.skipped {
+            if self.now.skipped.get(index).is_none_or(|(_, known)| known != reason) {
+                tracing::info!(device = %name, ifindex = index, reason, "device left alone");
+            }
+        }
+        self.now.skipped.clone_from(&next.skipped);
+        self.count(next);
+        whole
+    }
+
+    fn count(&self, next: &Desired) {
+        let mut census = Census::default();
+        for (index, wanted) in &next.devices {
+            let state = match self.now.devices.get(index) {
+                Some(now) if now.programs == wanted.programs => {
+                    if now.programs {
+                        "attached"
+                    } else {
+                        "described"
+                    }
+                }
+                _ => "waiting",
+            };
+            *census.devices.entry((select::role_name(Some(wanted.role)), state)).or_default() += 1;
+        }
+        if !next.skipped.is_empty() {
+            census.devices.insert((select::role_name(None), "left_alone"), next.skipped.len() as u64);
+        }
+        census.map.entries = self.now.devices.len() as u64;
+        census.map.capacity = self.map.capacity();
+        self.census.send_if_modified(|known| {
+            let changed = *known != census;
+            *known = census;
+            changed
+        });
+    }
+
+    /// Carries a step out, and notes it as done only if it was.
+    fn carry_out(&mut self, step: Step, goal: &Goal) {
+        let next = &goal.desired;
+        match step {
+            Step::Forget(index) => {
+                let epoch = self.now.devices.get(&index).map(|old| old.epoch);
+                match goal.present.get(&index) {
+                    // Still there, but no longer to be served: filters do not go by themselves.
+                    Some((present, name)) if Some(*present) == epoch => {
+                        self.attacher.detach(index, name).unwrap_or_else(|error| report(&error));
+                    }
+                    _ => self.attacher.forget(index),
+                }
+                if let Err(error) = self.map.remove(index) {
+                    tracing::warn!(ifindex = index, %error, "cannot remove a device's entry");
+                }
+                if let Some(old) = self.now.devices.remove(&index) {
+                    tracing::info!(device = %old.name, ifindex = index, "device forgotten");
+                }
+            }
+            Step::Describe(index) => self.describe(index, &next.devices[&index]),
+            Step::Attach(index) => self.attach(index, &next.devices[&index]),
+            Step::Detach(index) => {
+                let name = next.devices[&index].name.clone();
+                match self.attacher.detach(index, &name) {
+                    Ok(()) => {
+                        tracing::info!(device = %name, ifindex = index, "programs detached");
+                        if let Some(now) = self.now.devices.get_mut(&index) {
+                            now.programs = false;
+                        }
+                    }
+                    Err(error) => report(&error),
+                }
+            }
+        }
+    }
+
+    fn describe(&mut self, index: u32, next: &Served) {
+        match self.map.set(&next.entry) {
+            Ok(()) => {
+                let now = self.now.devices.entry(index).or_insert_with(|| Served { programs: false, ..next.clone() });
+                now.entry = next.entry;
+                now.role = next.role;
+            }
+            Err(error) if is_full(&error) => {
+                tracing::error!(device = %next.name, "DEVICES is full; give --max-devices a larger number and restart");
+            }
+            Err(error) => tracing::error!(device = %next.name, %error, "cannot describe a device"),
+        }
+    }
+
+    fn attach(&mut self, index: u32, next: &Served) {
+        // Its entry did not fit: without one the programs could not serve it.
+        let Some(now) = self.now.devices.get_mut(&index) else { return };
+        let target = Target { ifindex: index, name: &next.name, foreign_egress: next.foreign_egress };
+        let began = std::time::Instant::now();
+        if let Err(error) = self.attacher.attach(target) {
+            report(&error);
+            return;
+        }
+        now.programs = true;
+        now.foreign_egress = next.foreign_egress;
+        now.name.clone_from(&next.name);
+        let role = select::role_name(Some(next.role));
+        let took_us = began.elapsed().as_micros() as u64;
+        tracing::info!(device = %next.name, ifindex = index, role, took_us, "device served");
+        if next.foreign_egress {
+            tracing::warn!(
+                device = %next.name,
+                "a foreign clsact filter stands at egress, Fairlead's behind it: if that filter ends with TC_ACT_OK instead \
+                 of TC_ACT_UNSPEC, replies are not translated here; --attach=tcx puts Fairlead in front"
+            );
+        }
+        for hook in Hook::ALL {
+            let programs = attach::tcx_programs(&next.name, hook);
+            let strangers = attach::out_of_place(&programs, hook);
+            if !strangers.is_empty() {
+                tracing::warn!(
+                    device = %next.name, hook = hook.name(), programs = ?strangers,
+                    "a foreign program stands between Fairlead and the wire; it sees translated packets on one side only"
+                );
+            }
+        }
+    }
+}
+
+fn report(error: &AttachError) {
+    if error.device_is_gone() {
+        tracing::debug!(%error, "a device went away meanwhile");
+    } else {
+        tracing::error!(%error, "a device is not served; it is tried again");
+    }
+}
+
+fn is_full(error: &MapError) -> bool {
+    match error {
+        MapError::SyscallError(e) => matches!(e.io_error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)),
+        _ => false,
+    }
+}

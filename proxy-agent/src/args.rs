@@ -143,6 +143,21 @@ pub struct RunArgs {
     #[arg(long, value_name = "ADDR[:PORT]", default_value = "127.0.0.1:10249", help_heading = "Health and metrics")]
     pub metrics_bind_address: String,
 
+    /// End, with an Event at the Node, where the address of /healthz or of /metrics cannot be listened on
+    ///
+    /// Without it, listening is tried again every five seconds.
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = false,
+        default_missing_value = "true",
+        action = clap::ArgAction::Set,
+        help_heading = "Health and metrics"
+    )]
+    pub bind_address_hard_fail: bool,
+
     /// How programs are attached
     #[arg(long, value_enum, default_value_t = AttachMode::Auto)]
     pub attach: AttachMode,
@@ -223,7 +238,7 @@ pub struct SourceArgs {
     /// this pod, by its service account
     #[arg(long, value_name = "FILE", conflicts_with = "manifests")]
     pub kubeconfig: Option<PathBuf>,
-    /// Follow a folder of YAML manifests (Services, EndpointSlices, Endpoints) instead of an API
+    /// Follow a folder of YAML manifests (Services, EndpointSlices, Endpoints, the Node, ServiceCIDRs) instead of an API
     #[arg(long, value_name = "DIR")]
     pub manifests: Option<PathBuf>,
     /// The API server's URL, in place of the kubeconfig's or of the cluster's Service that nobody serves yet
@@ -339,5 +354,16 @@ mod tests {
         assert_eq!(code("fairlead run --manifests a --kubeconfig b"), 2);
         assert_eq!(code("fairlead run --manifests a --socket-lb all"), 2, "a flag without its feature is not taken");
         assert!(Cli::try_parse_from(["fairlead", "run", "--manifests", "a"]).is_ok());
+        assert_eq!(code("fairlead run --manifests a --bind-address-hard-fail=perhaps"), 2);
+    }
+
+    #[test]
+    fn a_switch_is_written_as_kube_proxys_are() {
+        for (flag, expected) in [("", false), ("=true", true), ("=false", false)] {
+            let flag = format!("--bind-address-hard-fail{flag}");
+            let line = ["fairlead", "run", "--manifests", "a", &flag];
+            let Command::Run(args) = Cli::try_parse_from(line).unwrap().command else { panic!("it is run") };
+            assert_eq!(args.bind_address_hard_fail, expected || flag.ends_with("fail"), "{flag}");
+        }
     }
 }

@@ -194,6 +194,8 @@ pub struct Config {
     pub healthz: Option<SocketAddr>,
     /// Where metrics are answered.
     pub metrics: Option<SocketAddr>,
+    /// An address of these that cannot be listened on ends the agent.
+    pub hard_fail: bool,
     /// How programs are attached.
     pub attach: AttachMode,
     /// Map sizes.
@@ -229,6 +231,7 @@ impl TryFrom<RunArgs> for Config {
             manage_sysctls,
             healthz_bind_address,
             metrics_bind_address,
+            bind_address_hard_fail,
             attach,
             sizes,
             timeouts,
@@ -251,6 +254,7 @@ impl TryFrom<RunArgs> for Config {
             manage_sysctls,
             healthz: parse_bind_address("healthz-bind-address", &healthz_bind_address, HEALTHZ_PORT)?,
             metrics: parse_bind_address("metrics-bind-address", &metrics_bind_address, METRICS_PORT)?,
+            hard_fail: bind_address_hard_fail,
             attach,
             sizes: Sizes::new(&sizes)?,
             timeouts,

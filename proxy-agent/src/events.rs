@@ -1,5 +1,7 @@
 //! What is told to the cluster as an Event: the few things that kube-proxy tells, under its reasons.
 
+use std::time::Duration;
+
 use tokio::sync::mpsc;
 
 use crate::model::ObjectName;
@@ -53,6 +55,13 @@ impl Events {
     /// Where there is no cluster to tell.
     pub const fn nobody() -> Self {
         Self(None)
+    }
+
+    /// Gives what was told last a moment to be written, before the process ends.
+    pub async fn finish(&self, moment: Duration) {
+        if self.0.is_some() {
+            tokio::time::sleep(moment).await;
+        }
     }
 
     /// Tells, if there is room.

@@ -89,8 +89,46 @@ fn open(addr: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
+/// Nobody can listen there.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen at {addr}: {source}")]
+pub struct ListenError {
+    addr: SocketAddr,
+    source: io::Error,
+}
+
+/// Where a server listens, from now on or as soon as it can.
+#[derive(Debug)]
+pub struct Place {
+    what: &'static str,
+    addr: SocketAddr,
+    open: Option<TcpListener>,
+}
+
+impl Place {
+    /// Listened on already (`--bind-address-hard-fail`).
+    pub fn open(what: &'static str, addr: SocketAddr) -> Result<Self, ListenError> {
+        let listener = listen(addr, Reach::Both).map_err(|source| ListenError { addr, source })?;
+        tracing::info!(what, %addr, "listening");
+        Ok(Self { what, addr, open: Some(listener) })
+    }
+
+    /// To be listened on.
+    pub const fn wanted(what: &'static str, addr: SocketAddr) -> Self {
+        Self { what, addr, open: None }
+    }
+
+    /// The socket. Until it can be had, that is tried again.
+    pub async fn listener(self) -> TcpListener {
+        match self.open {
+            Some(listener) => listener,
+            None => listen_patiently(self.what, self.addr).await,
+        }
+    }
+}
+
 /// Listens, and tries again until it can; why it could not is said once.
-pub async fn listen_patiently(what: &'static str, addr: SocketAddr) -> TcpListener {
+async fn listen_patiently(what: &'static str, addr: SocketAddr) -> TcpListener {
     let mut said = None;
     loop {
         match listen(addr, Reach::Both) {

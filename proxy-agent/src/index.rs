@@ -6,8 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use crate::dataplane::Tuple;
-use crate::model::{EndpointSlice, Families, IpFamily, Node, ObjectName, Service};
+use crate::model::{EndpointSlice, Families, IpFamily, Node, ObjectName, Service, ServiceCidr};
 use crate::plan::addresses;
 
 mod triggers;
@@ -26,11 +28,23 @@ pub enum Kind {
     EndpointSlice,
     /// The own Node.
     Node,
+    /// Ranges that ClusterIPs come from.
+    ServiceCidr,
 }
 
 impl Kind {
-    /// Every kind; the Node first, for which nothing waits that has both of the others.
-    pub const ALL: [Self; 3] = [Self::Node, Self::Service, Self::EndpointSlice];
+    /// Every kind; those first for which nothing waits that has Services and EndpointSlices.
+    pub const ALL: [Self; 4] = [Self::Node, Self::ServiceCidr, Self::Service, Self::EndpointSlice];
+
+    /// As Kubernetes calls it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Node => "Node",
+            Self::ServiceCidr => "ServiceCIDR",
+        }
+    }
 }
 
 /// An object.
@@ -42,6 +56,8 @@ pub enum Object {
     Slice(EndpointSlice),
     /// The own Node.
     Node(Node),
+    /// A range that ClusterIPs come from.
+    ServiceCidr(ServiceCidr),
 }
 
 impl Object {
@@ -51,6 +67,7 @@ impl Object {
             Self::Service(_) => Kind::Service,
             Self::Slice(_) => Kind::EndpointSlice,
             Self::Node(_) => Kind::Node,
+            Self::ServiceCidr(_) => Kind::ServiceCidr,
         }
     }
 
@@ -60,6 +77,7 @@ impl Object {
             Self::Service(service) => &service.name,
             Self::Slice(slice) => &slice.name,
             Self::Node(node) => &node.name,
+            Self::ServiceCidr(cidr) => &cidr.name,
         }
     }
 }
@@ -83,6 +101,23 @@ pub enum Event {
     NodeAddrs(BTreeMap<IpAddr, u32>),
 }
 
+/// Numbers of objects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ObjectCount {
+    /// Services.
+    pub services: u64,
+    /// EndpointSlices.
+    pub slices: u64,
+}
+
+impl ObjectCount {
+    /// The sum of both.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self { services: self.services + other.services, slices: self.slices + other.slices }
+    }
+}
+
 /// What an event changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changed {
@@ -90,6 +125,10 @@ pub struct Changed {
     pub services: BTreeSet<ObjectName>,
     /// The node's addresses, or what its Node says of them.
     pub node: bool,
+    /// The ranges that ClusterIPs come from.
+    pub service_cidrs: bool,
+    /// How many objects came, changed or went.
+    pub objects: ObjectCount,
     /// The families that may be behind: those of a slice, both for anything else.
     pub families: Families,
     /// Since when the cluster has wanted the changes.
@@ -102,13 +141,15 @@ impl Changed {
         // Not `append`, which rebuilds the whole set for one element.
         self.services.extend(other.services);
         self.node |= other.node;
+        self.service_cidrs |= other.service_cidrs;
+        self.objects = self.objects.plus(other.objects);
         self.families = self.families.or(other.families);
         self.triggers.merge(other.triggers);
     }
 
     /// True if nothing changed.
     pub fn is_empty(&self) -> bool {
-        self.services.is_empty() && !self.node
+        self.services.is_empty() && !self.node && !self.service_cidrs
     }
 }
 
@@ -139,6 +180,7 @@ pub struct Index {
     claims: HashMap<Claim, Vec<(i64, ObjectName)>>,
     node_addrs: Option<BTreeMap<IpAddr, u32>>,
     node: Option<Node>,
+    service_cidrs: BTreeMap<ObjectName, ServiceCidr>,
     relists: BTreeMap<Kind, Relist>,
     complete: BTreeSet<Kind>,
 }
@@ -192,6 +234,11 @@ impl Index {
         self.node.as_ref()
     }
 
+    /// The ranges that ClusterIPs come from, each once. Empty where the source knows of none: then nothing follows from it.
+    pub fn service_cidrs(&self) -> BTreeSet<IpNet> {
+        self.service_cidrs.values().flat_map(|object| object.cidrs.iter().copied()).collect()
+    }
+
     /// Takes an event in.
     pub fn apply(&mut self, event: Event) -> Changed {
         let mut changed = Changed::default();
@@ -228,6 +275,7 @@ impl Index {
             Kind::Service => self.services.keys().cloned().collect(),
             Kind::EndpointSlice => self.slices.keys().cloned().collect(),
             Kind::Node => Vec::new(),
+            Kind::ServiceCidr => self.service_cidrs.keys().cloned().collect(),
         };
         for name in known {
             if !relist.objects.contains_key(&name) && !relist.kept.contains(&name) {
@@ -244,6 +292,10 @@ impl Index {
             Object::Service(service) => self.put_service(service, changed),
             Object::Slice(slice) => self.put_slice(slice, changed),
             Object::Node(node) => self.put_node(node, changed),
+            Object::ServiceCidr(cidr) => {
+                changed.service_cidrs |= self.service_cidrs.get(&cidr.name) != Some(&cidr);
+                self.service_cidrs.insert(cidr.name.clone(), cidr);
+            }
         }
     }
 
@@ -275,6 +327,7 @@ impl Index {
         if self.services.get(&service.name) == Some(&service) {
             return;
         }
+        changed.objects.services += 1;
         changed.families = Families::BOTH;
         self.unclaim(&service.name, changed);
         for claim in addresses::claims(&service) {
@@ -294,6 +347,7 @@ impl Index {
         if known == Some(&slice) {
             return;
         }
+        changed.objects.slices += 1;
         // The label that names the Service may change in place: the Service it leaves must forget it (rule 49).
         if let Some(left) = known.map(|known| known.service.clone()).filter(|left| *left != slice.service) {
             self.detach(&left, &slice.name);
@@ -311,12 +365,14 @@ impl Index {
             Kind::Service => {
                 self.unclaim(name, changed);
                 if self.services.remove(name).is_some() {
+                    changed.objects.services += 1;
                     changed.families = Families::BOTH;
                     changed.services.insert(name.clone());
                 }
             }
             Kind::EndpointSlice => {
                 if let Some(slice) = self.slices.remove(name) {
+                    changed.objects.slices += 1;
                     self.detach(&slice.service, name);
                     changed.families = changed.families.or(Families::one(slice.family));
                     changed.triggers.removed(&slice);
@@ -324,6 +380,7 @@ impl Index {
                 }
             }
             Kind::Node => {}
+            Kind::ServiceCidr => changed.service_cidrs |= self.service_cidrs.remove(name).is_some(),
         }
     }
 

@@ -7,13 +7,18 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 
+mod backoff;
 mod client;
 pub mod endpoint_slice;
 pub mod endpoints;
 pub mod events;
+mod failure;
 pub mod manifest;
 pub mod node;
+mod reflect;
 pub mod service;
+pub mod service_cidr;
+mod text;
 pub mod watch;
 
 /// Names of the labels that the proxy reads (rules 1, 2, 8, 57).

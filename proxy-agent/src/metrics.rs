@@ -16,9 +16,12 @@ use prometheus_client::registry::Registry;
 use crate::health::{Moment, Question};
 use crate::model::{Families, IpFamily};
 
+mod api;
 pub mod gather;
 mod process;
 pub mod server;
+
+pub use api::ApiMetrics;
 
 type FamilyLabel = [(&'static str, &'static str); 1];
 type CodeLabel = [(&'static str, String); 1];
@@ -163,6 +166,8 @@ pub struct Metrics {
     pub syncs: Syncs,
     /// For the health server.
     pub answers: Answers,
+    /// For the API's lists and watches.
+    pub api: ApiMetrics,
 }
 
 impl Metrics {
@@ -171,10 +176,11 @@ impl Metrics {
         let mut registry = Registry::default();
         let syncs = Syncs::new(SystemTime::now(), &mut registry);
         let answers = Answers::new(&mut registry);
+        let api = ApiMetrics::new(&mut registry);
         let gathered = Arc::new(gather::Gathered::default());
         registry.register_collector(Box::new(Arc::clone(&gathered)));
         registry.register_collector(Box::new(process::Process));
-        Self { registry, gathered, syncs, answers }
+        Self { registry, gathered, syncs, answers, api }
     }
 
     /// All metrics in the OpenMetrics text format, with what was gathered last.

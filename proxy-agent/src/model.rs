@@ -6,8 +6,10 @@ mod endpoint;
 mod name;
 mod node;
 mod service;
+mod service_cidr;
 
 pub use endpoint::{Endpoint, EndpointSlice, Hint, SlicePort, Trigger};
 pub use name::{Families, IpFamily, NameError, ObjectName, PortKey, Protocol};
 pub use node::Node;
 pub use service::{Service, ServicePort, ServiceType};
+pub use service_cidr::ServiceCidr;

@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::future::Future;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -29,6 +29,7 @@ use crate::flows::FlowMaps;
 use crate::gc::FlowUse;
 use crate::health::node_ports::{self, HealthChecks};
 use crate::health::{self, Health};
+use crate::http::Place;
 use crate::index::Event;
 use crate::k8s::watch::KubeApi;
 use crate::metrics::gather::{Sources, Stats};
@@ -47,6 +48,8 @@ const USAGE: u8 = 2;
 /// Events that may wait for the control plane. The first lists of a large cluster fit in, so that they are read while
 /// the programs are being loaded.
 const INPUTS: usize = 16_384;
+/// How long an agent that fails waits for its last Event to be written.
+const LAST_EVENT: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Runs until a signal or a failure; the exit code says which.
 pub fn main(args: RunArgs) -> ExitCode {
@@ -137,8 +140,16 @@ async fn start(config: Config) -> anyhow::Result<Tasks> {
     };
     let mut tasks = Tasks(JoinSet::new());
     let health = Arc::new(Health::default());
+    let metrics = Arc::new(Metrics::new());
     // First, because a folder or kubeconfig that is not there should be said before anything is touched.
-    let (source, events) = source(&config, &node, &health, &mut tasks).await?;
+    let (source, events) = source(&config, &node, &health, &metrics, &mut tasks).await?;
+    let healthz = place("health", config.healthz, config.hard_fail, "FailedToStartProxierHealthcheck", &events).await?;
+    let metrics_place =
+        place("metrics", config.metrics, config.hard_fail, "FailedToStartMetricServer", &events).await?;
+    // Nothing that follows may keep the kubelet without an answer.
+    if let Some(place) = healthz {
+        tasks.serve("the health server", health::server::run(place, Arc::clone(&health), metrics.answers.clone()));
+    }
     let rules = settings::Rules {
         masquerade_all: config.masquerade_all,
         local_pods: config.local_pods.clone(),
@@ -174,7 +185,6 @@ async fn start(config: Config) -> anyhow::Result<Tasks> {
         (_, config::Source::Manifests(_)) => NodePorts::Given,
         _ => NodePorts::GivenBesideNode,
     };
-    let metrics = Arc::new(Metrics::new());
     let (live, live_addresses) = mpsc::channel(1);
     let (checks, health_checks) = watch::channel(HealthChecks::new());
     let (own, node_addresses) = watch::channel(NodeAddresses::new());
@@ -206,11 +216,8 @@ async fn start(config: Config) -> anyhow::Result<Tasks> {
     tasks.spawn("the relay of addresses", relay(addresses, live_addresses, inputs));
     tasks.spawn("the sweep over flows", gc::run(flows, clients, config.timeouts, config.sweep_interval, live, used));
     tasks.spawn("the health checks of Services", node_ports::run(node_ports));
-    if let Some(addr) = config.healthz {
-        tasks.serve("the health server", health::server::run(addr, health, metrics.answers.clone()));
-    }
-    if let Some(addr) = config.metrics {
-        tasks.serve("the metrics server", metrics::server::run(addr, metrics, sources));
+    if let Some(place) = metrics_place {
+        tasks.serve("the metrics server", metrics::server::run(place, metrics, sources));
     }
     tasks.spawn("the settings' task", settings::run(settings, settled, first, of_node));
     events.tell(Notice {
@@ -228,6 +235,7 @@ async fn source(
     config: &Config,
     node: &str,
     health: &Health,
+    metrics: &Metrics,
     tasks: &mut Tasks,
 ) -> anyhow::Result<(Box<dyn Source>, Events)> {
     let api = match &config.source {
@@ -238,13 +246,39 @@ async fn source(
             health.node(false);
             return Ok((Box::new(Folder::new(dir, node)), Events::nobody()));
         }
-        config::Source::Kubeconfig(file) => KubeApi::from_kubeconfig(file, config.api_server.as_deref(), node).await?,
-        config::Source::InCluster => KubeApi::in_cluster(config.api_server.as_deref(), node)
+        config::Source::Kubeconfig(file) => {
+            KubeApi::from_kubeconfig(file, config.api_server.as_deref(), node, metrics.api.clone()).await?
+        }
+        config::Source::InCluster => KubeApi::in_cluster(config.api_server.as_deref(), node, metrics.api.clone())
+            .await
             .context("outside a pod, give --kubeconfig FILE or --manifests DIR")?,
     };
     let (events, notices) = Events::new();
     tasks.serve("the writer of Events", api.publish(notices));
     Ok((Box::new(api), events))
+}
+
+/// Where a server is to listen. With `--bind-address-hard-fail`, that it cannot ends the agent, and the Node says why.
+async fn place(
+    what: &'static str,
+    addr: Option<SocketAddr>,
+    hard_fail: bool,
+    reason: &'static str,
+    events: &Events,
+) -> anyhow::Result<Option<Place>> {
+    let Some(addr) = addr else { return Ok(None) };
+    if !hard_fail {
+        return Ok(Some(Place::wanted(what, addr)));
+    }
+    match Place::open(what, addr) {
+        Ok(place) => Ok(Some(place)),
+        Err(error) => {
+            let (about, severity) = (About::Node, Severity::Warning);
+            events.tell(Notice { about, severity, reason, action: "StartFairlead", note: error.to_string() });
+            events.finish(LAST_EVENT).await;
+            Err(anyhow::Error::from(error).context("--bind-address-hard-fail"))
+        }
+    }
 }
 
 /// Loads the programs and makes ready to attach them.

@@ -12,7 +12,7 @@ use crate::dataplane::{Change, Dataplane, DataplaneError, Grace, MapOp, Snapshot
 use crate::devices::NodeAddresses;
 use crate::diff::Ledger;
 use crate::health::node_ports::HealthChecks;
-use crate::index::{Changed, Event, Index, Triggers};
+use crate::index::{Changed, Event, Index, ObjectCount, Triggers};
 use crate::model::{Families, IpFamily, Node};
 use crate::plan::node_ports::{Answer, NodePorts};
 use crate::plan::{self, Desired};
@@ -65,6 +65,7 @@ struct Tally {
     done: u64,
     failed: u64,
     writes: u64,
+    seen: ObjectCount,
 }
 
 /// Changes that are done but for what waits for a grace period.
@@ -116,7 +117,9 @@ impl<D: Dataplane> Sync<D> {
 
     /// Takes an event in, without a write.
     pub fn take(&mut self, event: Event) {
-        self.changed.merge(self.index.apply(event));
+        let changed = self.index.apply(event);
+        self.tally.seen = self.tally.seen.plus(changed.objects);
+        self.changed.merge(changed);
     }
 
     /// Brings the kernel up to date with all that was taken in, and with the time.

@@ -1,15 +1,14 @@
 //! `/healthz` and `/livez`: kube-proxy's rules 115–121.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::{Health, Moment, Question};
-use crate::http;
+use crate::http::{self, Place};
 use crate::metrics::Answers;
 
 /// Serves for ever.
-pub async fn run(addr: SocketAddr, health: Arc<Health>, answers: Answers) {
-    let listener = http::listen_patiently("health", addr).await;
+pub async fn run(place: Place, health: Arc<Health>, answers: Answers) {
+    let listener = place.listener().await;
     // Methods are not looked at (rule 115).
     http::serve(listener, move |request| {
         let question = question(request.uri().path());

@@ -268,3 +268,48 @@ fn rule_21_an_own_address_concerns_the_services_with_source_ranges() {
     assert!(index.apply(Event::NodeAddrs(addrs)).is_empty());
     assert_eq!(index.apply(Event::Apply(node(None, 1))).services, changed(&["a"]));
 }
+
+fn cidr(of: &str, networks: &[&str]) -> Object {
+    let cidrs = networks.iter().map(|network| network.parse().unwrap()).collect();
+    Object::ServiceCidr(ServiceCidr { name: ObjectName::new("", of), cidrs })
+}
+
+#[test]
+fn rule_67_service_cidrs_are_known_each_once_and_plan_no_service_again() {
+    let mut index = Index::default();
+    let known = |index: &Index| index.service_cidrs().iter().map(ToString::to_string).collect::<Vec<_>>();
+    let both = cidr("kubernetes", &["10.96.0.0/16", "fd00:10:96::/108"]);
+    index.apply(Event::Init(Kind::ServiceCidr));
+    index.apply(Event::InitApply(both.clone()));
+    let changed = index.apply(Event::InitDone(Kind::ServiceCidr));
+    assert!(changed.service_cidrs && changed.services.is_empty() && changed.families == Families::NONE);
+    assert!(!index.is_synced(), "nothing waits for them (rule 148)");
+    assert!(index.apply(Event::Apply(cidr("more", &["10.97.0.0/16", "10.96.0.0/16"]))).service_cidrs);
+    assert_eq!(known(&index), ["10.96.0.0/16", "10.97.0.0/16", "fd00:10:96::/108"]);
+    assert!(index.apply(Event::Apply(both.clone())).is_empty(), "it is known");
+    assert!(index.apply(Event::Delete(Kind::ServiceCidr, both.name().clone())).service_cidrs);
+    assert_eq!(known(&index), ["10.96.0.0/16", "10.97.0.0/16"], "the other one still has the first");
+    index.apply(Event::Init(Kind::ServiceCidr));
+    assert!(index.apply(Event::InitDone(Kind::ServiceCidr)).service_cidrs);
+    assert!(known(&index).is_empty());
+}
+
+#[test]
+fn objects_that_differ_are_counted() {
+    let mut index = Index::default();
+    let count = |changed: Changed| (changed.objects.services, changed.objects.slices);
+    for (event, expected) in [
+        (Event::Apply(service("a", 1)), (1, 0)),
+        (Event::Apply(service("a", 1)), (0, 0)),
+        (Event::Apply(slice("a-1", "a", 1)), (0, 1)),
+        (Event::Apply(slice("a-1", "b", 1)), (0, 1)),
+        (Event::Init(Kind::EndpointSlice), (0, 0)),
+        (Event::InitApply(slice("a-2", "a", 2)), (0, 0)),
+        (Event::InitDone(Kind::EndpointSlice), (0, 2)),
+        (Event::Delete(Kind::EndpointSlice, name("a-1")), (0, 0)),
+        (Event::Delete(Kind::Service, name("a")), (1, 0)),
+    ] {
+        let shown = format!("{event:?}");
+        assert_eq!(count(index.apply(event)), expected, "{shown}");
+    }
+}

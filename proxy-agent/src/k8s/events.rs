@@ -1,12 +1,13 @@
 //! Events written to the Kubernetes API.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::sync::mpsc;
 
+use super::client::Server;
 use crate::events::{About, Notice, Severity};
 
 /// Pause before the second attempt; it doubles with each.
@@ -17,11 +18,18 @@ const ATTEMPTS: u32 = 12;
 const LAST_RETRY: Duration = Duration::from_secs(60);
 
 /// Writes what is told until nobody tells any more. An Event that cannot be written is no failure of the proxy.
-pub async fn publish(client: Client, node: String, mut notices: mpsc::Receiver<Notice>) {
-    let recorder = Recorder::new(client, Reporter { controller: "fairlead".to_owned(), instance: Some(node.clone()) });
+pub(super) async fn publish(server: Arc<Server>, node: String, mut notices: mpsc::Receiver<Notice>) {
+    let reporter = Reporter { controller: "fairlead".to_owned(), instance: Some(node.clone()) };
+    let (client, mut reading) = server.client();
+    let mut recorder = Recorder::new(client, reporter.clone());
     while let Some(notice) = notices.recv().await {
         let (event, reference) = (event(&notice), reference(&notice.about, &node));
         let mut pause = FIRST_RETRY;
+        let (client, now) = server.client();
+        if now != reading {
+            // What the recorder knows of earlier Events goes with it: they begin a new series.
+            (recorder, reading) = (Recorder::new(client, reporter.clone()), now);
+        }
         for attempt in 1..=ATTEMPTS {
             let Err(error) = recorder.publish(&event, &reference).await else { break };
             // The server has judged it: another attempt would be judged the same.

@@ -6,10 +6,11 @@ use std::fmt;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::networking::v1 as networking;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{Decoded, Warning, endpoint_slice, endpoints, node, service};
+use super::{Decoded, Warning, endpoint_slice, endpoints, node, service, service_cidr};
 use crate::index::{Kind, Object};
 use crate::model::ObjectName;
 
@@ -122,7 +123,7 @@ impl Reader<'_> {
             return items.into_iter().for_each(|item| self.value(item, inherited));
         }
         let namespace = text(&value, "/metadata/namespace").unwrap_or_else(|| "default".to_owned());
-        let namespace = if kind == "Node" { "" } else { &namespace };
+        let namespace = if matches!(&*kind, "Node" | "ServiceCIDR") { "" } else { &namespace };
         let name = ObjectName::new(namespace, &text(&value, "/metadata/name").unwrap_or_default());
         // The beginning of an object, perhaps: the rest is still to be written.
         self.manifest.broken |= version.is_empty() || name.name().is_empty();
@@ -145,13 +146,21 @@ impl Reader<'_> {
                 let decode = |object: &core::Node| node::decode(object, own);
                 self.object(value, &id, Kind::Node, decode, |node| vec![Object::Node(node)]);
             }
-            (_, "Service" | "EndpointSlice" | "Endpoints" | "Node") => {
-                let known = if kind == "EndpointSlice" { "discovery.k8s.io/v1" } else { "v1" };
+            ("networking.k8s.io/v1", "ServiceCIDR") => {
+                let decode = |object: &networking::ServiceCIDR| service_cidr::decode(object);
+                self.object(value, &id, Kind::ServiceCidr, decode, |cidr| vec![Object::ServiceCidr(cidr)]);
+            }
+            (_, "Service" | "EndpointSlice" | "Endpoints" | "Node" | "ServiceCIDR") => {
+                let known = match &*kind {
+                    "EndpointSlice" => "discovery.k8s.io/v1",
+                    "ServiceCIDR" => "networking.k8s.io/v1",
+                    _ => "v1",
+                };
                 self.problem(&id.label, format_args!("apiVersion {version:?} is not read; give {known}"), None);
             }
             _ => {
-                let known =
-                    "only Service, EndpointSlice, Endpoints, Node and lists of them are; move it to another folder";
+                let known = "only Service, EndpointSlice, Endpoints, Node, ServiceCIDR and lists of them are; move it to \
+                             another folder";
                 self.problem(&id.label, format_args!("kind {kind} is not read: {known}"), None);
             }
         }

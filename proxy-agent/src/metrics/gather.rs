@@ -138,6 +138,17 @@ impl Collector for Gathered {
 fn control_plane(to: &mut DescriptorEncoder<'_>, figures: &Figures) -> fmt::Result {
     let changes = [([("result", "done")], figures.changes_done), ([("result", "failed")], figures.changes_failed)];
     counters(to, "fairlead_sync_changes", "Changes of one Service or of the node's addresses", changes)?;
+    for (name, what, seen, pending) in [
+        ("kubeproxy_sync_proxy_rules_service_changes", "Services", figures.seen.services, figures.pending.services),
+        ("kubeproxy_sync_proxy_rules_endpoint_changes", "EndpointSlices", figures.seen.slices, figures.pending.slices),
+    ] {
+        let help = format!("Changes of {what} that the source has told of");
+        let counter = to.encode_descriptor(name, &help, None, MetricType::Counter)?;
+        ConstCounter::new(seen).encode(counter)?;
+        let (name, help) = (format!("{name}_pending"), format!("Those of {what} that the maps do not have yet"));
+        let gauge = to.encode_descriptor(&name, &help, None, MetricType::Gauge)?;
+        ConstGauge::new(pending).encode(gauge)?;
+    }
     let writes = to.encode_descriptor("fairlead_sync_writes", "Writes to maps", None, MetricType::Counter)?;
     ConstCounter::new(figures.writes).encode(writes)?;
     let services = [

@@ -1,20 +1,19 @@
 //! `/metrics`, and what else is asked on kube-proxy's port 10249: rules 130–132.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use hyper::StatusCode;
 
 use super::Metrics;
 use super::gather::Sources;
-use crate::http;
+use crate::http::{self, Place};
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Serves for ever.
-pub async fn run(addr: SocketAddr, metrics: Arc<Metrics>, sources: Sources) {
-    let listener = http::listen_patiently("metrics", addr).await;
+pub async fn run(place: Place, metrics: Arc<Metrics>, sources: Sources) {
+    let listener = place.listener().await;
     let sources = Arc::new(sources);
     http::serve(listener, move |request| {
         let (metrics, sources) = (Arc::clone(&metrics), Arc::clone(&sources));

@@ -63,6 +63,25 @@ fn answers_are_counted_by_code() {
 }
 
 #[test]
+fn lists_and_failures_are_counted_by_kind() {
+    use crate::index::Kind;
+    let metrics = Metrics::new();
+    metrics.api.listed(Kind::EndpointSlice);
+    metrics.api.failed(Kind::Service, "429");
+    metrics.api.failed(Kind::Service, "429");
+    let text = metrics.encode();
+    for (sample, expected) in [
+        ("fairlead_api_lists_total{kind=\"EndpointSlice\"}", Some(1.0)),
+        ("fairlead_api_lists_total{kind=\"ServiceCIDR\"}", Some(0.0)),
+        ("fairlead_api_errors_total{kind=\"Service\",reason=\"429\"}", Some(2.0)),
+        ("fairlead_api_errors_total{kind=\"Service\",reason=\"unreachable\"}", Some(0.0)),
+        ("fairlead_api_errors_total{kind=\"Node\",reason=\"429\"}", None),
+    ] {
+        assert_eq!(value(&text, sample), expected, "{text}");
+    }
+}
+
+#[test]
 fn the_process_is_measured() {
     let text = Metrics::new().encode();
     let resident = value(&text, "process_resident_memory_bytes");

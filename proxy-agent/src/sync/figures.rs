@@ -2,6 +2,7 @@
 
 use super::{Dataplane, Sync};
 use crate::dataplane::{MapName, MapUse};
+use crate::index::ObjectCount;
 use crate::model::{Families, IpFamily};
 
 /// The control plane in numbers.
@@ -11,6 +12,10 @@ pub struct Figures {
     pub changes_done: u64,
     /// Changes that failed, each attempt of them.
     pub changes_failed: u64,
+    /// Services and EndpointSlices that came, changed or went.
+    pub seen: ObjectCount,
+    /// Those of them that the kernel has not been told of yet.
+    pub pending: ObjectCount,
     /// Writes to maps.
     pub writes: u64,
     /// Services and EndpointSlices that the sources have told of.
@@ -38,6 +43,8 @@ impl<D: Dataplane> Sync<D> {
         Figures {
             changes_done: self.tally.done,
             changes_failed: self.tally.failed,
+            seen: self.tally.seen,
+            pending: self.changed.objects,
             writes: self.tally.writes,
             objects: [services, slices],
             served: served.saturating_sub(partly_served),

@@ -650,3 +650,22 @@ fn rule_146_the_first_writes_wait_for_the_nodes_addresses_but_not_for_ever() {
     rig.events([own_node(&["192.0.2.1"])]);
     assert_eq!(answering(&rig), ["192.0.2.1", "2001:db8::1"], "it is never too late");
 }
+
+#[test]
+fn changes_are_counted_and_wait_until_there_is_a_list_of_everything() {
+    let mut rig = Rig::new(Capacities::default());
+    let counts = |rig: &Rig| {
+        let figures = rig.sync.figures();
+        [figures.seen.services, figures.pending.services, figures.seen.slices, figures.pending.slices]
+    };
+    let [begin, slices] = [Event::Init(Kind::Service), Event::Init(Kind::EndpointSlice)];
+    let web = Event::InitApply(Object::Service(service("web", 1, &[("", 80)])));
+    rig.events([begin, web, Event::InitDone(Kind::Service)]);
+    assert_eq!(counts(&rig), [1, 1, 0, 0], "no list of slices yet");
+    rig.events([slices, Event::InitDone(Kind::EndpointSlice), own_addresses()]);
+    assert_eq!(counts(&rig), [1, 0, 0, 0]);
+    rig.events([apply_service(service("web", 1, &[("", 80)]))]);
+    assert_eq!(counts(&rig), [1, 0, 0, 0], "it is the same");
+    rig.events([delete(Kind::Service, "web")]);
+    assert_eq!(counts(&rig), [2, 0, 0, 0]);
+}

@@ -8,7 +8,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use fairlead_lab::{
-    AgentOptions, Ask, Namespace, Proto, ServiceSpec,
+    AgentOptions, Ask, Lab, LabConfig, Namespace, Netfilter, Proto, ServiceSpec, Shape,
+    agent::{find_binary, mount_bpf_fs},
     http::{self, Answer},
     manifest::EndpointSpec,
 };
@@ -160,4 +161,27 @@ fn rule_128_a_port_that_is_taken_is_listened_on_when_it_is_free() {
     assert!(refused(&http::ask(&ext.ns, SocketAddr::new(node.v4.into(), PORT), "GET", "/").unwrap()));
     let errors = log().matches("cannot answer health checks").count();
     assert_eq!(errors, 1, "told once: {}", log());
+}
+
+/// Without the flag it goes on and tries again; with it, nothing is touched.
+#[test]
+fn rules_121_and_131_a_port_that_is_taken_ends_the_agent_where_that_is_asked_for() {
+    let lab = Lab::new(LabConfig::new(Shape::Routed, Netfilter::None)).unwrap();
+    mount_bpf_fs().unwrap();
+    let manifests = lab.dir().join("none");
+    std::fs::create_dir_all(&manifests).unwrap();
+    for (port, what) in [(10_256, "healthz"), (10_249, "metrics")] {
+        let taken = lab.node.ns.run(|| TcpListener::bind((Ipv4Addr::LOCALHOST, port))).unwrap().unwrap();
+        let mut command = lab.node.ns.command(find_binary().unwrap());
+        command.arg("run").arg("--manifests").arg(&manifests).arg("--pin-path").arg(lab.pin_path());
+        command.args([&format!("--{what}-bind-address=127.0.0.1"), "--bind-address-hard-fail"]);
+        let began = Instant::now();
+        let output = command.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains(&format!("--bind-address-hard-fail: cannot listen at 127.0.0.1:{port}")), "{text}");
+        assert!(began.elapsed() < PATIENCE, "{text}");
+        assert!(!lab.pin_path().read_dir().is_ok_and(|dir| dir.count() > 0), "the kernel was touched: {text}");
+        drop(taken);
+    }
 }

@@ -10,7 +10,7 @@ fn services(text: &str) -> Vec<Service> {
     assert!(manifest.problems.is_empty(), "{:?}", manifest.problems);
     let only = |object| match object {
         Object::Service(service) => Some(service),
-        Object::Slice(_) | Object::Node(_) => None,
+        Object::Slice(_) | Object::Node(_) | Object::ServiceCidr(_) => None,
     };
     manifest.objects.into_iter().filter_map(only).collect()
 }
@@ -18,7 +18,7 @@ fn services(text: &str) -> Vec<Service> {
 fn slices(text: &str) -> Vec<EndpointSlice> {
     let only = |object| match object {
         Object::Slice(slice) => Some(slice),
-        Object::Service(_) | Object::Node(_) => None,
+        Object::Service(_) | Object::Node(_) | Object::ServiceCidr(_) => None,
     };
     parse(text, "node-a").objects.into_iter().filter_map(only).collect()
 }
@@ -321,6 +321,17 @@ fn rule_4_the_own_node_is_read_and_no_other() {
     assert!(
         problems("apiVersion: v1\nkind: Node\nmetadata: {name: ''}")[0].starts_with("document 1, Node : metadata:")
     );
+}
+
+#[test]
+fn service_cidrs_are_read() {
+    let text = "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {name: kubernetes}\nspec: {cidrs: [10.96.0.0/16]}";
+    let manifest = parse(text, "node-a");
+    assert!(manifest.problems.is_empty(), "{:?}", manifest.problems);
+    let [Object::ServiceCidr(cidr)] = &manifest.objects[..] else { panic!("{:?}", manifest.objects) };
+    assert_eq!((cidr.name.to_string().as_str(), cidr.cidrs[0].to_string().as_str()), ("kubernetes", "10.96.0.0/16"));
+    let old = problems(&text.replace("/v1\n", "/v1beta1\n"));
+    assert!(old[0].ends_with("is not read; give networking.k8s.io/v1"), "{old:?}");
 }
 
 #[test]

@@ -20,6 +20,7 @@ async fn next(events: &mut Receiver<Input>) -> Option<String> {
         crate::index::Object::Service(s) => format!("{}:{}", s.name.name(), s.ports[0].port),
         crate::index::Object::Slice(s) => s.name.name().to_owned(),
         crate::index::Object::Node(n) => n.name.name().to_owned(),
+        crate::index::Object::ServiceCidr(c) => c.name.name().to_owned(),
     };
     Some(match event {
         Event::InitApply(object) => format!("*{}", of(&object)),
@@ -50,8 +51,8 @@ async fn the_first_list_is_what_the_folder_holds() {
     }
     let (to, mut events) = channel(100);
     tokio::spawn(Box::new(Folder::new(dir.path(), "node")).run(to));
-    let begin = ["Init(Node)", "Init(Service)", "Init(EndpointSlice)"];
-    let end = ["InitDone(Node)", "InitDone(Service)", "InitDone(EndpointSlice)"];
+    let begin = ["Init(Node)", "Init(ServiceCidr)", "Init(Service)", "Init(EndpointSlice)"];
+    let end = ["InitDone(Node)", "InitDone(ServiceCidr)", "InitDone(Service)", "InitDone(EndpointSlice)"];
     for expected in begin.into_iter().chain(["*a:1", "*b:2"]).chain(end) {
         assert_eq!(next(&mut events).await.as_deref(), Some(expected));
     }

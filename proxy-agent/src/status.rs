@@ -11,7 +11,7 @@ use crate::plan::Unserved;
 
 pub mod file;
 
-/// First pause before a failed subject is tried again; it doubles with each failure.
+/// First pause before a failed subject is tried again; it doubles with each attempt that follows a pause.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// Longest pause: a Service that did not fit is served this soon after room was made.
 const LAST_RETRY: Duration = Duration::from_secs(30);
@@ -70,10 +70,18 @@ impl Board {
     pub fn failed(&mut self, subject: &Subject, error: &DataplaneError, now: Duration) -> (Duration, bool) {
         let message = error.to_string();
         let known = self.failures.get(subject);
-        let attempts = known.map_or(0, |failure| failure.attempts);
         let new = known.is_none_or(|failure| failure.message != message);
-        let pause = LAST_RETRY.min(FIRST_RETRY.saturating_mul(1 << attempts.min(10)));
-        let failure = Failure { message, behind: error.behind(), attempts: attempts + 1, retry_at: now + pause };
+        let (attempts, retry_at) = match known {
+            // Tried because it changed, not because its pause was over. A burst of changes that finds a map full of what
+            // waits for a grace period must not wait half a minute for it.
+            Some(failure) if now < failure.retry_at => (failure.attempts, failure.retry_at),
+            known => {
+                let attempts = known.map_or(0, |failure| failure.attempts);
+                (attempts + 1, now + LAST_RETRY.min(FIRST_RETRY.saturating_mul(1 << attempts.min(10))))
+            }
+        };
+        let pause = retry_at - now;
+        let failure = Failure { message, behind: error.behind(), attempts, retry_at };
         self.failures.insert(subject.clone(), failure);
         self.done.remove(subject);
         if new {
@@ -181,10 +189,28 @@ mod tests {
     #[test]
     fn pauses_double_up_to_half_a_minute() {
         let (mut board, subject) = (Board::default(), Subject::Service(ObjectName::new("a", "b")));
-        let pauses: Vec<_> = (0..9).map(|_| board.failed(&subject, &full(), Duration::ZERO).0.as_millis()).collect();
+        let mut now = Duration::ZERO;
+        let pauses: Vec<_> = (0..9)
+            .map(|_| {
+                let (pause, _) = board.failed(&subject, &full(), now);
+                now += pause;
+                pause.as_millis()
+            })
+            .collect();
         assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000, 30_000]);
         assert!(board.done(&subject));
         assert_eq!(board.failed(&subject, &full(), Duration::ZERO).0, FIRST_RETRY);
+    }
+
+    #[test]
+    fn a_burst_of_changes_that_fail_is_one_attempt() {
+        let (mut board, subject) = (Board::default(), Subject::Service(ObjectName::new("a", "b")));
+        for ms in 0..100 {
+            let (pause, _) = board.failed(&subject, &full(), Duration::from_millis(ms));
+            assert_eq!(pause, FIRST_RETRY - Duration::from_millis(ms));
+        }
+        assert_eq!(board.next_retry(), Some(FIRST_RETRY));
+        assert_eq!(board.failed(&subject, &full(), FIRST_RETRY).0, FIRST_RETRY * 2, "its pause was over");
     }
 
     #[test]

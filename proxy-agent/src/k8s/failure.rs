@@ -14,11 +14,14 @@ pub(super) enum Failure {
     /// Nobody listens any more: the agent is ending.
     #[error("nobody listens any more")]
     Closed,
-    /// It could not be asked for, or the answer was an error.
+    /// It could not be asked for.
     #[error(transparent)]
-    Request(#[from] kube::Error),
+    Request(kube::Error),
+    /// The answer was an error.
+    #[error("{} {}: {}", .0.code, .0.reason, .0.message)]
+    Refused(Box<Status>),
     /// The server ended a watch with an error.
-    #[error(transparent)]
+    #[error("the watch was ended with {} {}: {}", .0.code, .0.reason, .0.message)]
     Event(Box<Status>),
     /// The answer broke off.
     #[error("the answer broke off: {0}")]
@@ -40,11 +43,20 @@ pub(super) enum Failure {
     Brief,
 }
 
+impl From<kube::Error> for Failure {
+    fn from(error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) => Self::Refused(status),
+            error => Self::Request(error),
+        }
+    }
+}
+
 impl Failure {
     /// The HTTP status that the server answered with, in whichever way.
     pub(super) fn status(&self) -> Option<&Status> {
         match self {
-            Self::Request(kube::Error::Api(status)) | Self::Event(status) => Some(status),
+            Self::Refused(status) | Self::Event(status) => Some(status),
             _ => None,
         }
     }
@@ -81,9 +93,7 @@ impl Failure {
     /// The longest pause before the next attempt.
     pub(super) fn longest_pause(&self) -> Duration {
         match self {
-            Self::Request(kube::Error::Api(_)) | Self::Event(_) | Self::Malformed(_) | Self::Backwards { .. } => {
-                backoff::REFUSED
-            }
+            Self::Refused(_) | Self::Event(_) | Self::Malformed(_) | Self::Backwards { .. } => backoff::REFUSED,
             _ => backoff::UNREACHABLE,
         }
     }
@@ -92,7 +102,7 @@ impl Failure {
     pub(super) fn reason(&self) -> String {
         match self {
             Self::Closed => "closed",
-            Self::Request(kube::Error::Api(status)) | Self::Event(status) => return status.code.to_string(),
+            Self::Refused(status) | Self::Event(status) => return status.code.to_string(),
             Self::Request(_) => "unreachable",
             Self::Cut(_) | Self::Brief => "cut",
             Self::Silent(_) | Self::Slow(_) => "stalled",

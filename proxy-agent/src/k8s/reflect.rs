@@ -34,6 +34,8 @@ use crate::sync::Input;
 const PAGE: u32 = 500;
 /// A watch ends after this long, or up to a fifth less: connections of many nodes shall not end together.
 const WATCH: Duration = Duration::from_secs(295);
+/// The end of a watch that is due may be this late.
+const LATE: Duration = Duration::from_secs(10);
 /// A watch that ended earlier than this has failed, and one that lasted this long has worked.
 const BRIEF: Duration = Duration::from_secs(2);
 /// The same failure is said again after this long.
@@ -48,7 +50,8 @@ pub(super) struct Patience {
     pub(super) piece: Duration,
     /// For a whole page: as long as API servers give themselves.
     pub(super) page: Duration,
-    /// Between two lines of a watch: API servers send a bookmark every minute.
+    /// Between two lines of a watch. API servers send a bookmark every minute, but none of a kind of which they have not
+    /// seen an event since they started: until its first line, a watch may be silent for its whole time.
     pub(super) line: Duration,
     /// Pauses between attempts are this many times those of [`Backoff`].
     pub(super) pauses: f64,
@@ -108,8 +111,12 @@ where
                     Err(failure) => failure,
                 },
                 Some(version) => {
+                    let known = version.clone();
                     let watched = self.watch(&client, version, &to, &mut complaints).await;
-                    if began.elapsed() >= BRIEF {
+                    // A watch that has brought something has worked, however short it was; but where each one ends in
+                    // a list, that is too dear to be quick.
+                    let brought = *version != known && !watched.as_ref().is_err_and(Failure::wants_list);
+                    if brought || began.elapsed() >= BRIEF {
                         backoff.reset();
                     }
                     match watched {
@@ -197,11 +204,11 @@ where
         to: &mpsc::Sender<Input>,
         complaints: &mut Complaints,
     ) -> Result<(), Failure> {
-        let early = random_u64().unwrap_or(0) % (WATCH.as_secs() / 5);
+        let length = WATCH - Duration::from_secs(random_u64().unwrap_or(0) % (WATCH.as_secs() / 5));
         let params = WatchParams {
             label_selector: self.labels.clone(),
             field_selector: self.fields.clone(),
-            timeout: u32::try_from(WATCH.as_secs() - early).ok(),
+            timeout: u32::try_from(length.as_secs()).ok(),
             bookmarks: true,
             ..WatchParams::default()
         };
@@ -210,11 +217,13 @@ where
         let began = Instant::now();
         let mut lines = pin!(within(self.patience.answer, client.request_stream(request)).await??.lines());
         complaints.over();
+        let mut patience = length + LATE;
         loop {
-            let Some(line) = within(self.patience.line, lines.next()).await? else {
+            let Some(line) = within(patience, lines.next()).await? else {
                 return if began.elapsed() < BRIEF { Err(Failure::Brief) } else { Ok(()) };
             };
             let line = line.map_err(Failure::Cut)?;
+            patience = self.patience.line;
             match text::event::<K>(&line)? {
                 Line::Apply(object) => {
                     version.advance(&object.version)?;

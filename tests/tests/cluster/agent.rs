@@ -29,19 +29,33 @@ pub(crate) struct Agent {
     node: Namespace,
     pins: PathBuf,
     log: PathBuf,
+    args: Vec<String>,
     child: Option<Child>,
 }
 
 impl Agent {
     /// Starts it in the node and waits for its first full sync.
     pub(crate) fn start(lab: &Lab, kubeconfig: &Path) -> Self {
+        Self::start_with(lab, kubeconfig, "agent", &[])
+    }
+
+    /// The same with more arguments, and with pins of its own unless its name is `agent`.
+    pub(crate) fn start_with(lab: &Lab, kubeconfig: &Path, name: &str, args: &[&str]) -> Self {
         mount_bpf_fs().unwrap();
+        let pins = match name {
+            "agent" => lab.pin_path(),
+            _ => lab.pin_path().with_file_name(format!(
+                "{}-{name}",
+                lab.pin_path().file_name().unwrap_or_default().to_string_lossy()
+            )),
+        };
         let mut agent = Self {
             binary: find_binary().unwrap(),
             kubeconfig: kubeconfig.to_owned(),
             node: lab.node.ns.clone(),
-            pins: lab.pin_path(),
-            log: lab.dir().join("agent.log"),
+            pins,
+            log: lab.dir().join(format!("{name}.log")),
+            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
             child: None,
         };
         agent.launch();
@@ -55,7 +69,7 @@ impl Agent {
         let log = File::create(&self.log).unwrap();
         let mut command = self.node.command(&self.binary);
         command.arg("run").arg("--kubeconfig").arg(&self.kubeconfig);
-        command.args(["--node-name", NODE_NAME, "--pin-path"]).arg(&self.pins);
+        command.args(["--node-name", NODE_NAME, "--pin-path"]).arg(&self.pins).args(&self.args);
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         let child = command.spawn().unwrap_or_else(|error| panic!("cannot start {}: {error}", self.binary.display()));
         self.child = Some(child);
@@ -93,6 +107,13 @@ impl Agent {
         assert!(synced, "no {READY_LINE:?} from the agent within {limit:?}; its log:\n{}", self.log_tail());
     }
 
+    /// What `fairlead services` or `fairlead endpoints` says of its maps.
+    pub(crate) fn shown(&self, what: &str) -> serde_json::Value {
+        let mut command = self.node.command(&self.binary);
+        let text = netns::run(command.args([what, "-o", "json", "--pin-path"]).arg(&self.pins)).unwrap();
+        serde_json::from_str(&text).unwrap()
+    }
+
     /// True once it has logged its first full sync.
     pub(crate) fn has_synced(&self) -> bool {
         self.log_text().contains(READY_LINE)
@@ -110,7 +131,7 @@ impl Agent {
         lines[lines.len().saturating_sub(25)..].join("\n")
     }
 
-    fn log_text(&self) -> String {
+    pub(crate) fn log_text(&self) -> String {
         fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 }

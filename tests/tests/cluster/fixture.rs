@@ -18,9 +18,9 @@ use crate::{agent::Agent, objects, relay::Relay};
 pub(crate) const TARGET: u16 = 8080;
 /// How long an effect may take to appear where the case measures something else.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
-/// How long an agent that lost the API server may take to be in step again: its backoff counts in, which grows to about
-/// 45 s while a busy machine starts the server.
-pub(crate) const AFTER_BACKOFF: Duration = Duration::from_secs(120);
+/// How long an agent that lost the API server may take to be in step again: a pause of at most 5 s, and what a busy machine
+/// takes.
+pub(crate) const AFTER_BACKOFF: Duration = Duration::from_secs(15);
 
 /// One case at a time, also after one that panicked.
 static TURN: Mutex<()> = Mutex::new(());

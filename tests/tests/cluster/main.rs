@@ -7,6 +7,7 @@
 #![cfg(test)]
 
 mod agent;
+mod chaos;
 mod deploy;
 mod fixture;
 mod labels;

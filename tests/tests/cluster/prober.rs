@@ -83,6 +83,11 @@ impl Prober {
         overlapping.map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
     }
 
+    /// Number of questions so far.
+    pub(crate) fn asked(&self) -> usize {
+        self.shared.asked.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// Every answer so far.
     pub(crate) fn heard(&self) -> Vec<Heard> {
         self.shared.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()

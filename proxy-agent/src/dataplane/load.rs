@@ -118,7 +118,7 @@ pub struct Shape {
 }
 
 /// Working space of one program run, and of one build: not pinned, so that its layout is free to change.
-const SCRATCH: [&str; 5] = ["REQUEST_V4", "REQUEST_V6", "REPLY_V4", "REPLY_V6", "CLOCK"];
+const SCRATCH: [&str; 6] = ["REQUEST_V4", "REQUEST_V6", "REPLY_V4", "REPLY_V6", "CHOICE", "CLOCK"];
 
 /// True if the map outlives the agent.
 pub fn is_pinned(map: &str) -> bool {
@@ -425,6 +425,8 @@ mod tests {
             "CURSORS",
             "SVC_CIDRS_V4",
             "SVC_CIDRS_V6",
+            "FRAGS_V4",
+            "FRAGS_V6",
         ];
         for (name, shape) in shapes.iter().filter(|(name, _)| is_pinned(name) && !fixed.contains(&name.as_str())) {
             assert_eq!(shape.max_entries, 1, "{name} has no flag for its size");

@@ -44,10 +44,9 @@ impl Agent {
         mount_bpf_fs().unwrap();
         let pins = match name {
             "agent" => lab.pin_path(),
-            _ => lab.pin_path().with_file_name(format!(
-                "{}-{name}",
-                lab.pin_path().file_name().unwrap_or_default().to_string_lossy()
-            )),
+            _ => lab
+                .pin_path()
+                .with_file_name(format!("{}-{name}", lab.pin_path().file_name().unwrap_or_default().to_string_lossy())),
         };
         let mut agent = Self {
             binary: find_binary().unwrap(),

@@ -229,7 +229,8 @@ impl Chaos {
         });
         let differing = || {
             let (wanted, found): (BTreeSet<_>, BTreeSet<_>) = (wanted.iter().collect(), found.iter().collect());
-            let list = |set: Vec<&&String>| set.into_iter().take(10).map(|row| row.as_str()).collect::<Vec<_>>().join("\n");
+            let list =
+                |set: Vec<&&String>| set.into_iter().take(10).map(|row| row.as_str()).collect::<Vec<_>>().join("\n");
             let (lacks, has) = (list(wanted.difference(&found).collect()), list(found.difference(&wanted).collect()));
             format!("it lacks:\n{lacks}\nit has:\n{has}\nits log:\n{}", self.agent.log_tail())
         };
@@ -292,7 +293,8 @@ fn an_answer_of_the_past_or_of_nobodys_endpoint_is_found() {
     let now = Instant::now();
     let at = |ms: u64| now + Duration::from_millis(ms);
     let heard = |ms: u64, server: &str| Heard { asked: at(ms), at: at(ms + 1), server: server.to_owned() };
-    let state = |ms: u64, endpoints: &[&'static str]| State { since: at(ms), endpoints: endpoints.iter().copied().collect() };
+    let state =
+        |ms: u64, endpoints: &[&'static str]| State { since: at(ms), endpoints: endpoints.iter().copied().collect() };
     let track = Track {
         states: vec![state(0, &["a"]), state(100, &["b"]), state(200, &["a", "c"])],
         confirmed: vec![(at(150), 1), (at(300), 2)],

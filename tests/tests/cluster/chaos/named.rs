@@ -6,7 +6,10 @@ use fairlead_lab::server::wait_until;
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use serde_json::{Value, json};
 
-use super::{AGREED, Chaos, maps, proxy::{Order, Rules}};
+use super::{
+    AGREED, Chaos, maps,
+    proxy::{Order, Rules},
+};
 use crate::{fixture::SOON, objects};
 
 const SLICES: &str = "endpointslices";
@@ -62,7 +65,8 @@ fn after_each_fault_the_maps_are_as_if_it_had_not_been() {
 
 /// Runs `fault`, and wants these errors of EndpointSlices to have been counted when both agents agree again.
 fn with_errors(chaos: &mut Chaos, expected: &[(&str, u64)], limit: Duration, fault: impl FnOnce(&mut Chaos)) {
-    let count = |chaos: &Chaos| expected.iter().map(|(reason, _)| chaos.errors("EndpointSlice", reason)).collect::<Vec<_>>();
+    let count =
+        |chaos: &Chaos| expected.iter().map(|(reason, _)| chaos.errors("EndpointSlice", reason)).collect::<Vec<_>>();
     if expected.iter().any(|(reason, _)| matches!(*reason, "410" | "500" | "backwards")) {
         chaos.calm();
     }
@@ -195,7 +199,8 @@ fn a_deletion_of_the_past(chaos: &mut Chaos) {
 
 fn a_bookmark_of_the_past(chaos: &mut Chaos) {
     with_errors(chaos, &[("backwards", 1)], AGREED, |chaos| {
-        let bookmark = json!({"kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1", "metadata": {"resourceVersion": "1"}});
+        let bookmark =
+            json!({"kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1", "metadata": {"resourceVersion": "1"}});
         chaos.proxy.order(SLICES, &say("BOOKMARK", &bookmark));
         chaos.move_on();
     });
@@ -214,11 +219,18 @@ fn everything_twice(chaos: &mut Chaos) {
 fn an_unreadable_object(chaos: &mut Chaos) {
     chaos.agree(AGREED);
     chaos.proxy.order(SLICES, &Order::SpoilNext("/endpoints"));
-    let stays = maps(&chaos.agent).into_iter().filter(|row| row.contains("\"web\"") && row.contains("10.244.")).collect::<Vec<_>>();
+    let stays = maps(&chaos.agent)
+        .into_iter()
+        .filter(|row| row.contains("\"web\"") && row.contains("10.244."))
+        .collect::<Vec<_>>();
     let next = chaos.move_on();
     // Everything behind it is followed.
     let mark = chaos.mark();
-    assert!(wait_until(SOON, || Chaos::has_seen(&chaos.agent, &mark)), "it holds others up:\n{}", chaos.agent.log_tail());
+    assert!(
+        wait_until(SOON, || Chaos::has_seen(&chaos.agent, &mark)),
+        "it holds others up:\n{}",
+        chaos.agent.log_tail()
+    );
     let rows = maps(&chaos.agent);
     assert!(!stays.is_empty() && stays.iter().all(|row| rows.contains(row)), "what was known of it stays: {rows:?}");
     let v6 = chaos.lab.pod(next).expect("the pod").ip(true).to_string();
@@ -263,7 +275,8 @@ fn large_objects(chaos: &mut Chaos) {
     create_large(chaos, "hundred", &[1; 100]);
     chaos.agree(AGREED);
     let rows = maps(&chaos.agent).into_iter().filter(|row| row.starts_with("endpoints:"));
-    let (thousand, hundred): (Vec<_>, Vec<_>) = rows.filter(|row| row.contains("\"10.100.")).partition(|row| row.contains("\"thousand\""));
+    let (thousand, hundred): (Vec<_>, Vec<_>) =
+        rows.filter(|row| row.contains("\"10.100.")).partition(|row| row.contains("\"thousand\""));
     assert_eq!((thousand.len(), hundred.len()), (1000, 100));
     delete_large(chaos, "hundred", 100);
     delete_large(chaos, "thousand", 1);
@@ -272,7 +285,11 @@ fn large_objects(chaos: &mut Chaos) {
 fn too_many_endpoints(chaos: &mut Chaos) {
     create_large(chaos, "many", &[1000; 9]);
     chaos.agree(AGREED);
-    let full = || maps(&chaos.agent).iter().any(|row| row.contains("\"many\"") && row.contains("slots in a row in SLOTS_V: it is full"));
+    let full = || {
+        maps(&chaos.agent)
+            .iter()
+            .any(|row| row.contains("\"many\"") && row.contains("slots in a row in SLOTS_V: it is full"))
+    };
     assert!(wait_until(SOON, full), "nobody says that it does not fit: {}", chaos.agent.log_tail());
     // All others are followed.
     chaos.move_on();

@@ -266,7 +266,8 @@ impl Connection {
     }
 
     fn refuse(&mut self, status: u16, headers: &str) -> std::io::Result<()> {
-        let body = format!(r#"{{"kind":"Status","apiVersion":"v1","status":"Failure","code":{status},"message":"chaos"}}"#);
+        let body =
+            format!(r#"{{"kind":"Status","apiVersion":"v1","status":"Failure","code":{status},"message":"chaos"}}"#);
         self.say(&format!("{}{body}", head(status, &format!("content-length: {}\r\n{headers}", body.len()))))
     }
 

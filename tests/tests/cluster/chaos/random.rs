@@ -51,7 +51,8 @@ fn after_faults_and_changes_in_any_order_the_maps_are_as_if_there_had_been_no_fa
     let mut chaos = Chaos::start();
     let mut there = BTreeSet::new();
     for step in 0..STEPS {
-        let what = if dice.below(2) == 0 { change(&mut chaos, &mut dice, &mut there) } else { fault(&chaos, &mut dice) };
+        let what =
+            if dice.below(2) == 0 { change(&mut chaos, &mut dice, &mut there) } else { fault(&chaos, &mut dice) };
         println!("{step}: {what}");
         std::thread::sleep(Duration::from_millis(dice.next() % 150));
         if step % 12 == 11 {
@@ -98,7 +99,8 @@ fn change(chaos: &mut Chaos, dice: &mut Dice, there: &mut BTreeSet<&'static str>
 fn fault(chaos: &Chaos, dice: &mut Dice) -> String {
     let resource = dice.of(&RESOURCES);
     let error = |code: u16| {
-        let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": "chaos"});
+        let status =
+            json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": "chaos"});
         Order::Say(format!("{}\n", json!({"type": "ERROR", "object": status})))
     };
     let order = |order: &Order, what: &str| {

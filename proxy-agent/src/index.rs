@@ -269,7 +269,9 @@ impl Index {
     }
 
     fn swap(&mut self, kind: Kind, changed: &mut Changed) {
-        self.complete.insert(kind);
+        let first = self.complete.insert(kind);
+        // Also an empty list says something: what an earlier agent left is not in it.
+        changed.service_cidrs |= first && kind == Kind::ServiceCidr;
         let Some(relist) = self.relists.remove(&kind) else { return };
         let known: Vec<_> = match kind {
             Kind::Service => self.services.keys().cloned().collect(),

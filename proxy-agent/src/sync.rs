@@ -136,6 +136,7 @@ impl<D: Dataplane> Sync<D> {
         let retries = self.board.due(now);
         let leftovers = !self.first_done || retries.contains(&Subject::Leftovers);
         changed.node |= retries.contains(&Subject::Node);
+        let service_cidrs = changed.service_cidrs || retries.contains(&Subject::ServiceCidrs);
         changed.services.extend(retries.into_iter().filter_map(Subject::into_service));
 
         if changed.node {
@@ -151,6 +152,10 @@ impl<D: Dataplane> Sync<D> {
         self.retire();
         for change in self.ledger.settle(now) {
             self.carry_out(change, None, now);
+        }
+        // Behind the ClusterIPs: whatever else lies in these networks is dropped.
+        if service_cidrs {
+            self.sync_service_cidrs(now);
         }
         if leftovers {
             let change = self.ledger.leftovers();

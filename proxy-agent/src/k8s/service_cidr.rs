@@ -1,9 +1,8 @@
 //! ServiceCIDRs: kube-proxy's rule 3.
 
-use ipnet::IpNet;
 use k8s_openapi::api::networking::v1 as networking;
 
-use super::{Decoded, Warning, parse_address};
+use super::{Decoded, Warning, parse_network};
 use crate::model::{NameError, ObjectName, ServiceCidr};
 
 /// Longest name of a ServiceCIDR, a DNS subdomain.
@@ -25,25 +24,17 @@ pub fn decode(object: &networking::ServiceCIDR) -> Result<Decoded<ServiceCidr>, 
     let listed = object.spec.iter().flat_map(|spec| spec.cidrs.iter().flatten());
     for (i, text) in listed.enumerate() {
         match parse_network(text) {
-            Some(cidr) => cidrs.push(cidr),
-            None => warnings.push(Warning {
-                field: format!("spec.cidrs[{i}]"),
-                problem: format!("{text:?} is no network; write it like 10.96.0.0/16 or fd00:10:96::/108"),
-            }),
+            Ok(cidr) => cidrs.push(cidr),
+            Err(error) => warnings.push(Warning { field: format!("spec.cidrs[{i}]"), problem: error.to_string() }),
         }
     }
     Ok(Decoded { object: Some(ServiceCidr { name, cidrs }), warnings })
 }
 
-/// Its first address: host bits are cleared.
-fn parse_network(text: &str) -> Option<IpNet> {
-    let (address, length) = text.split_once('/')?;
-    let length = length.parse().ok().filter(|_| length.bytes().all(|b| b.is_ascii_digit()))?;
-    IpNet::new(parse_address(address).ok()?, length).ok().map(|net| net.trunc())
-}
-
 #[cfg(test)]
 mod tests {
+    use ipnet::IpNet;
+
     use super::*;
 
     fn decoded(cidrs: &[&str]) -> Decoded<ServiceCidr> {

@@ -1,9 +1,7 @@
 //! How a change is carried out, and what becomes of one that fails.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use tracing::{debug, info, trace, warn};
 
 use super::{Answer, Change, Dataplane, DataplaneError, Desired, Grace, MapOp, Subject, Sync, plan};
@@ -49,11 +47,11 @@ impl<D: Dataplane> Sync<D> {
         }
     }
 
-    /// Brings the kernel's ServiceCIDRs to these.
-    pub fn sync_service_cidrs(&mut self, wanted: &BTreeSet<IpNet>, now: Duration) {
-        let change = self.ledger.change_service_cidrs(wanted);
+    pub(super) fn sync_service_cidrs(&mut self, now: Duration) {
+        let wanted = self.index.service_cidrs();
+        let change = self.ledger.change_service_cidrs(&wanted);
         self.carry_out(change, None, now);
-        self.service_networks = Some([true, false].into_iter().filter_map(|ipv4| around(wanted, ipv4)).collect());
+        self.service_networks = Some([true, false].into_iter().filter_map(|ipv4| around(&wanted, ipv4)).collect());
     }
 
     /// Prepare and commit; the rest waits for a grace period.

@@ -7,6 +7,7 @@ use proxy_common::abi;
 
 use super::*;
 use crate::dataplane::Tuple;
+use crate::model::ServiceCidr;
 
 fn balanced(ranges: &[&str]) -> Service {
     let mut made = service("a", 1, &[("http", 80)]);
@@ -141,18 +142,42 @@ fn rule_146_the_first_writes_wait_for_the_node_also_where_it_decides_no_nodeport
 }
 
 #[test]
-fn service_cidrs_follow_what_is_wanted() {
-    let mut rig = Rig::synced();
+fn rule_67_service_cidrs_come_behind_the_clusterips_and_go_when_no_object_has_them() {
+    let mut rig = Rig::new(Capacities::default());
     let nets = |list: &[&str]| list.iter().map(|net| net.parse().unwrap()).collect::<BTreeSet<IpNet>>();
-    for wanted in [&["10.96.0.0/16", "fd00:10:96::/112"][..], &["10.96.0.0/16", "10.97.0.0/20"], &[]] {
-        rig.sync.sync_service_cidrs(&nets(wanted), rig.now);
-        assert_eq!(rig.snapshot().service_cidrs, nets(wanted));
-        assert!(rig.sync.ledger().change_service_cidrs(&nets(wanted)).is_empty());
-        let around = rig.sync.take_service_networks().unwrap();
-        assert!(wanted.iter().all(|net| around.iter().any(|all| all.contains(&net.parse::<IpNet>().unwrap()))));
-        assert!(rig.sync.take_service_networks().is_none());
-    }
+    let object = |name: &str, list: &[&str]| {
+        let (name, cidrs) = (ObjectName::new("", name), nets(list).into_iter().collect());
+        Object::ServiceCidr(ServiceCidr { name, cidrs })
+    };
+    // An earlier agent's.
+    rig.maps.write(&MapOp::PutServiceCidr { net: "172.30.0.0/16".parse().unwrap() }).unwrap();
+    let mut rig = Rig::over(rig.maps);
+    let mut events = empty_lists();
+    events.insert(0, Event::Apply(Object::Service(service("a", 1, &[("http", 80)]))));
+    rig.events(events);
+    assert_eq!(rig.snapshot().service_cidrs, nets(&["172.30.0.0/16"]), "nobody has told of any yet");
+    assert!(rig.sync.take_service_networks().is_none());
+    let listed = Event::InitApply(object("kubernetes", &["10.96.0.0/16", "fd00:10:96::/112"]));
+    rig.events([Event::Init(Kind::ServiceCidr), listed, Event::InitDone(Kind::ServiceCidr)]);
+    assert_eq!(rig.snapshot().service_cidrs, nets(&["10.96.0.0/16", "fd00:10:96::/112"]));
+    rig.events([Event::Apply(object("more", &["10.97.0.0/20"]))]);
+    let around = rig.sync.take_service_networks().unwrap();
+    assert_eq!(around.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.96.0.0/15", "fd00:10:96::/112"]);
+    rig.events([Event::Delete(Kind::ServiceCidr, ObjectName::new("", "more"))]);
+    assert_eq!(rig.snapshot().service_cidrs.len(), 2);
+
+    // A Service and its network in one step: the ClusterIP first.
+    rig.maps.inject(|op| matches!(op, MapOp::PutClusterIp { .. }));
+    let late = service("late", 9, &[("http", 80)]);
+    let late = Service { cluster_ip_v4: Some([10, 99, 0, 9].into()), ..late };
+    let before = rig.maps.writes();
+    rig.events([Event::Apply(object("late", &["10.99.0.0/16"])), apply_service(late)]);
+    assert_ne!(rig.maps.writes(), before);
+    rig.maps.heal();
     rig.maps.inject(|op| op.map() == MapName::SvcCidrsV4);
-    rig.sync.sync_service_cidrs(&nets(&["10.96.0.0/16"]), rig.now);
-    assert_eq!(rig.sync.board().due(rig.now + Duration::from_secs(60)), [Subject::ServiceCidrs]);
+    rig.events([Event::Delete(Kind::ServiceCidr, ObjectName::new("", "late"))]);
+    assert!(rig.sync.board().due(rig.now + Duration::from_secs(60)).contains(&Subject::ServiceCidrs));
+    rig.maps.heal();
+    rig.rest();
+    assert_eq!(rig.snapshot().service_cidrs, nets(&["10.96.0.0/16", "fd00:10:96::/112"]), "tried again");
 }

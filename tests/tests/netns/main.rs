@@ -69,3 +69,5 @@ mod source_ranges;
 mod status;
 #[cfg(test)]
 mod tuples;
+#[cfg(test)]
+mod unallocated;

@@ -62,9 +62,12 @@ fn the_object_is_the_one_that_was_reviewed() {
 /// is opened.
 #[test]
 fn key_and_value_sizes_are_those_of_the_shared_types() {
-    use abi::{Config, Device, Flow, FlowKey, Live, Name, NodeAddr, Port, PortStats, Service, ServiceKey, Slot};
+    use abi::{
+        Affinity, AffinityKey, Config, Device, Flow, FlowKey, Live, Name, NodeAddr, Port, PortStats, Service,
+        ServiceKey, Slot, SourceRange,
+    };
     use proxy_common::{Addr4, Addr6, V4, V6};
-    let sizes: [(&str, usize, usize); 23] = [
+    let sizes: [(&str, usize, usize); 32] = [
         ("SERVICES_V4", size_of::<ServiceKey<V4>>(), size_of::<Service>()),
         ("SERVICES_V6", size_of::<ServiceKey<V6>>(), size_of::<Service>()),
         ("CLUSTER_IPS_V4", size_of::<Addr4>(), 4),
@@ -79,6 +82,16 @@ fn key_and_value_sizes_are_those_of_the_shared_types() {
         ("NEW_V6", size_of::<FlowKey<V6>>(), size_of::<Flow<V6>>()),
         ("NODE_ADDRS_V4", size_of::<Addr4>(), size_of::<NodeAddr>()),
         ("NODE_ADDRS_V6", size_of::<Addr6>(), size_of::<NodeAddr>()),
+        ("AFFINITY_V4", size_of::<AffinityKey<V4>>(), size_of::<Affinity>()),
+        ("AFFINITY_V6", size_of::<AffinityKey<V6>>(), size_of::<Affinity>()),
+        // Behind the length of the prefix.
+        ("SRC_RANGES_V4", 4 + size_of::<SourceRange<V4>>(), 4),
+        ("SRC_RANGES_V6", 4 + size_of::<SourceRange<V6>>(), 4),
+        ("SVC_CIDRS_V4", 4 + size_of::<Addr4>(), 4),
+        ("SVC_CIDRS_V6", 4 + size_of::<Addr6>(), 4),
+        ("FRAGS_V4", size_of::<FlowKey<V4>>(), size_of::<Flow<V4>>()),
+        ("FRAGS_V6", size_of::<FlowKey<V6>>(), size_of::<Flow<V6>>()),
+        ("CURSORS", 4, 4),
         ("NODE_PORTS", 4, 8),
         ("FILTER", 4, 8),
         ("DEVICES", 4, size_of::<Device>()),

@@ -319,7 +319,7 @@ impl Connection {
         if rules.half_lists > 0 {
             self.shared.rules.send_modify(|rules| rules.half_lists -= 1);
             self.say(&format!("{begin}{half}"))?;
-            return if rules.half_lists % 2 == 0 { self.reset() } else { Ok(()) };
+            return if rules.half_lists.is_multiple_of(2) { self.reset() } else { Ok(()) };
         }
         if rules.stalled_lists > 0 {
             self.shared.rules.send_modify(|rules| rules.stalled_lists -= 1);

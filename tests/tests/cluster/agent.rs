@@ -123,6 +123,11 @@ impl Agent {
         self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
+    /// The id of its process, while it runs.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().expect("the agent runs").id()
+    }
+
     /// The end of its log, for failure messages.
     pub(crate) fn log_tail(&self) -> String {
         let text = self.log_text();

@@ -3,16 +3,16 @@
 use std::{
     fs,
     net::{IpAddr, SocketAddr},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Condvar, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use fairlead_lab::{Ask, Lab, LabConfig, Netfilter, Outcome, Proto, Server, Shape, manifest::NODE_NAME};
+use fairlead_lab::{Ask, Lab, LabConfig, Namespace, Netfilter, Outcome, Proto, Server, Shape, manifest::NODE_NAME};
 use fairlead_tests::controlplane::{Api, ControlPlane, SERVER};
 use k8s_openapi::api::core::v1::{Node, Service};
 use serde_json::json;
 
-use crate::{agent::Agent, objects, relay::Relay};
+use crate::{agent::Agent, e2e, objects, relay::Relay};
 
 /// The port that the pods' servers listen on.
 pub(crate) const TARGET: u16 = 8080;
@@ -22,12 +22,33 @@ pub(crate) const SOON: Duration = Duration::from_secs(20);
 /// takes.
 pub(crate) const AFTER_BACKOFF: Duration = Duration::from_secs(15);
 
-/// One case at a time, also after one that panicked.
-static TURN: Mutex<()> = Mutex::new(());
+/// Whether a case has its turn.
+static TURN: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
 
-/// Waits for the turn of this case.
-pub(crate) fn turn() -> MutexGuard<'static, ()> {
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+/// The turn of a case: one at a time, also after one that panicked. It ends when this is dropped.
+pub(crate) struct Turn(());
+
+/// Waits for the turn of a case that has a cluster to itself: the shared one goes, so that it takes no time from this one.
+pub(crate) fn turn() -> Turn {
+    let turn = Turn::wait();
+    e2e::forget();
+    turn
+}
+
+impl Turn {
+    pub(crate) fn wait() -> Self {
+        let taken = TURN.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = TURN.1.wait_while(taken, |taken| *taken).unwrap_or_else(PoisonError::into_inner);
+        *taken = true;
+        Self(())
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *TURN.0.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        TURN.1.notify_one();
+    }
 }
 
 /// A cluster with a running agent. Fields are dropped in their order: the agent first, its namespaces last.
@@ -38,13 +59,18 @@ pub(crate) struct Cluster {
     pub(crate) plane: ControlPlane,
     _servers: Vec<Server>,
     pub(crate) lab: Lab,
-    _turn: MutexGuard<'static, ()>,
+    _turn: Option<Turn>,
 }
 
 impl Cluster {
     /// A cluster whose agent has done its first sync. It runs as `system:kube-proxy`, with that user's rights only.
     pub(crate) fn start() -> Self {
         let turn = turn();
+        Self { _turn: Some(turn), ..Self::without_turn() }
+    }
+
+    /// The same, for who sees to turns.
+    pub(crate) fn without_turn() -> Self {
         let lab = Lab::new(LabConfig::new(Shape::Routed, Netfilter::Conntrack)).unwrap();
         let servers = lab
             .pods
@@ -63,7 +89,7 @@ impl Cluster {
         assert!(text.contains(&SERVER.to_string()), "the kubeconfig names another server: {text}");
         fs::write(&kubeconfig, text.replace(&SERVER.to_string(), &relay.address().to_string())).unwrap();
         let agent = Agent::start(&lab, &kubeconfig);
-        Self { agent, relay, api, plane, _servers: servers, lab, _turn: turn }
+        Self { agent, relay, api, plane, _servers: servers, lab, _turn: None }
     }
 
     /// Creates a dual-stack Service, port 80 over TCP and UDP, and says which ClusterIPs the API server gave it.
@@ -104,11 +130,24 @@ impl Cluster {
         wanted: &str,
         is_wanted: impl Fn(&Outcome) -> bool,
     ) -> Duration {
+        self.ask_from_until(&self.lab.client.ns, limit, proto, to, wanted, is_wanted)
+    }
+
+    /// The same from another namespace.
+    pub(crate) fn ask_from_until(
+        &self,
+        from: &Namespace,
+        limit: Duration,
+        proto: Proto,
+        to: SocketAddr,
+        wanted: &str,
+        is_wanted: impl Fn(&Outcome) -> bool,
+    ) -> Duration {
         let began = Instant::now();
         let mut timeout = Duration::from_millis(200);
         loop {
             let ask = Ask::new(proto, to).timeout(timeout);
-            let outcome = ask.once(&self.lab.client.ns).unwrap().outcome;
+            let outcome = ask.once(from).unwrap().outcome;
             if is_wanted(&outcome) {
                 return began.elapsed();
             }
@@ -173,19 +212,24 @@ impl Vips {
     }
 }
 
+/// Creates the Node under test with its addresses.
 pub(crate) fn create_node(api: &Api, lab: &Lab) {
+    create_node_object(api, NODE_NAME);
+    set_node_addresses(api, &[lab.node.v4.into(), lab.node.v6.into()]);
+}
+
+/// Creates a Node: the controllers pass over Pods of one that does not exist.
+pub(crate) fn create_node_object(api: &Api, name: &str) {
     let node: Node = serde_json::from_value(json!({
         "apiVersion": "v1", "kind": "Node",
-        "metadata": {"name": NODE_NAME, "labels": {"topology.kubernetes.io/zone": "zone-a"}},
+        "metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": "zone-a"}},
     }))
     .unwrap();
-    let addresses = [lab.node.v4.into(), lab.node.v6.into()];
     api.call(async move |client| {
         let nodes = kube::Api::<Node>::all(client);
         nodes.create(&kube::api::PostParams::default(), &node).await
     })
     .unwrap();
-    set_node_addresses(api, &addresses);
 }
 
 /// Gives the Node these InternalIPs, as the kubelet does.

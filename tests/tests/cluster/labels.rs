@@ -4,10 +4,7 @@
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use serde_json::{Value, json};
 
-use crate::{
-    fixture::{Cluster, SOON},
-    objects,
-};
+use crate::{e2e::world, fixture::SOON, objects};
 
 fn label(key: &str, value: Value) -> Value {
     json!({"metadata": {"labels": {key: value}}})
@@ -16,7 +13,7 @@ fn label(key: &str, value: Value) -> Value {
 #[test]
 fn rule_7_a_service_given_to_another_proxy_is_taken_down_and_restored() {
     const KEY: &str = "service.kubernetes.io/service-proxy-name";
-    let cluster = Cluster::start();
+    let cluster = world();
     let vips = cluster.create_service("handed-over");
     cluster.create_slices("handed-over", &["pod-a"]);
     cluster.served_by(&vips, "pod-a", SOON);
@@ -33,13 +30,13 @@ fn rule_7_a_service_given_to_another_proxy_is_taken_down_and_restored() {
 #[test]
 fn rule_7_a_slice_that_becomes_headless_is_not_used_until_the_label_goes() {
     const KEY: &str = "service.kubernetes.io/headless";
-    let cluster = Cluster::start();
-    let vips = cluster.create_service("web");
-    cluster.create_slices("web", &["pod-a"]);
+    let cluster = world();
+    let vips = cluster.create_service("labelled");
+    cluster.create_slices("labelled", &["pod-a"]);
     cluster.served_by(&vips, "pod-a", SOON);
     let patch = |value: Value| {
         for v6 in [false, true] {
-            let name = objects::slice_name("web", v6);
+            let name = objects::slice_name("labelled", v6);
             cluster.api.patch::<EndpointSlice>("default", &name, label(KEY, value.clone())).unwrap();
         }
     };
@@ -52,10 +49,10 @@ fn rule_7_a_slice_that_becomes_headless_is_not_used_until_the_label_goes() {
 #[test]
 fn rule_2_the_label_of_another_proxy_on_a_slice_changes_nothing() {
     const KEY: &str = "service.kubernetes.io/service-proxy-name";
-    let cluster = Cluster::start();
-    let vips = cluster.create_service("web");
+    let cluster = world();
+    let vips = cluster.create_service("labelled-otherwise");
     for v6 in [false, true] {
-        let mut slice = objects::slice("web", v6, &cluster.addresses(&["pod-a"], v6));
+        let mut slice = objects::slice("labelled-otherwise", v6, &cluster.addresses(&["pod-a"], v6));
         slice.metadata.labels.get_or_insert_default().insert(KEY.to_owned(), "another-proxy".to_owned());
         cluster.api.create(&slice).unwrap();
     }

@@ -134,7 +134,7 @@ fn populate(cluster: &Cluster, count: u32) {
 
 /// Creates until it is created: a server that is short of time ends connections without an answer, and may have
 /// created all the same.
-async fn insist<K>(create: impl AsyncFn() -> kube::Result<K>) {
+pub(crate) async fn insist<K>(create: impl AsyncFn() -> kube::Result<K>) {
     for attempt in 1.. {
         match create().await {
             Ok(_) => return,

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use fairlead_lab::manifest::NODE_NAME;
+use fairlead_lab::{Proto, manifest::NODE_NAME};
 use fairlead_tests::controlplane::Api;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, Patch, PatchParams};
@@ -19,6 +19,7 @@ pub(crate) struct PodSpec {
     addresses: Vec<IpAddr>,
     ports: Value,
     host_network: bool,
+    sidecar: bool,
 }
 
 impl PodSpec {
@@ -34,7 +35,39 @@ impl PodSpec {
                 {"name": "udp", "containerPort": TARGET, "protocol": "UDP"},
             ]),
             host_network: false,
+            sidecar: false,
         }
+    }
+
+    /// On another node.
+    pub(crate) fn on(mut self, node: &str) -> Self {
+        node.clone_into(&mut self.node);
+        self
+    }
+
+    /// With the addresses of its node for its own.
+    pub(crate) fn host_network(mut self) -> Self {
+        self.host_network = true;
+        self
+    }
+
+    /// With this name.
+    pub(crate) fn named(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.name);
+        self
+    }
+
+    /// With these container ports: name, number, protocol.
+    pub(crate) fn ports(mut self, ports: &[(&str, u16, Proto)]) -> Self {
+        let port = |(name, number, proto): &(&str, u16, Proto)| json!({"name": name, "containerPort": number, "protocol": proto.name()});
+        self.ports = ports.iter().map(port).collect();
+        self
+    }
+
+    /// Its ports belong to an init container that goes on running beside the others.
+    pub(crate) fn sidecar(mut self) -> Self {
+        self.sidecar = true;
+        self
     }
 
     /// Creates it and reports it as running and ready, as the kubelet of its node does.
@@ -45,13 +78,34 @@ impl PodSpec {
 
     /// Creates it, bound to its node; it has no status yet.
     pub(crate) fn create(&self, api: &Api) {
+        let container = |name: &str, more: Value| {
+            let mut container = json!({"name": name, "image": format!("example.org/{name}")});
+            if let (Value::Object(fields), Value::Object(more)) = (&mut container, more) {
+                fields.extend(more);
+            }
+            container
+        };
+        // The API server wants to see that a Pod of the host's network takes the host's ports.
+        let mut ports = self.ports.clone();
+        for port in ports.as_array_mut().into_iter().flatten().filter(|_| self.host_network) {
+            port["hostPort"] = port["containerPort"].clone();
+        }
+        let ports = json!({"ports": ports});
+        let (init, containers) = if self.sidecar {
+            let mut sidecar = container("sidecar", ports);
+            sidecar["restartPolicy"] = json!("Always");
+            (json!([sidecar]), container("main", Value::Null))
+        } else {
+            (json!([]), container("server", ports))
+        };
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": self.name, "namespace": "default", "labels": self.labels},
             "spec": {
                 "nodeName": self.node,
                 "hostNetwork": self.host_network,
-                "containers": [{"name": "server", "image": "example.org/server", "ports": self.ports}],
+                "initContainers": init,
+                "containers": [containers],
             },
         });
         api.create(&serde_json::from_value::<Pod>(pod).unwrap()).unwrap();
@@ -78,6 +132,11 @@ impl PodSpec {
             pods.patch_status(&name, &PatchParams::default(), &Patch::Merge(&status)).await
         })
         .unwrap();
+    }
+
+    /// Gives it other labels, so that other Services select it; null takes one away.
+    pub(crate) fn label(&self, api: &Api, labels: &Value) {
+        api.patch::<Pod>("default", &self.name, json!({"metadata": {"labels": labels}})).unwrap();
     }
 
     /// Asks for its end as a user does: it has a grace period and is terminating meanwhile.

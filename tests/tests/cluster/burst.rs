@@ -1,0 +1,130 @@
+//! Thousands of Services at once.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use fairlead_lab::{Ask, Load, LoadPlan, Outcome, Proto};
+use futures::StreamExt as _;
+use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use kube::api::{DeleteParams, ListParams, PostParams};
+
+use crate::{
+    fixture::{Cluster, SOON},
+    latency::insist,
+    objects,
+};
+
+/// Services of one burst, as many as upstream allows in a namespace.
+const MANY: usize = 5_000;
+/// An agent may take this long to serve the last one after the API server has answered for it.
+const CAUGHT_UP: Duration = Duration::from_secs(5);
+/// What else is asked meanwhile is answered within this, but for one request in a thousand: the machine is busy with all of
+/// it. None of them fails, or needs a packet sent again.
+const DELAYED: Duration = Duration::from_millis(250);
+/// What a Service with its slice may cost the agent in resident memory, KiB.
+const COSTS: u64 = 12;
+
+/// Creates this many Services with one endpoint each, sixteen requests at a time, and says which ClusterIPs they got.
+fn create(cluster: &Cluster, count: usize, endpoint: Ipv4Addr) -> Vec<Ipv4Addr> {
+    let names = (0..count).map(|number| format!("many-{number}"));
+    let objects: Vec<_> = names
+        .map(|name| {
+            let mut service = objects::service(&name);
+            service.spec.get_or_insert_default().ip_family_policy = Some("SingleStack".to_owned());
+            service.metadata.labels = Some([("burst".to_owned(), "many".to_owned())].into());
+            let mut slice = objects::slice(&name, false, &[endpoint.into()]);
+            slice.metadata.labels.get_or_insert_default().insert("burst".to_owned(), "many".to_owned());
+            (service, slice)
+        })
+        .collect();
+    cluster.api.call(async move |client| {
+        let services = kube::Api::<Service>::namespaced(client.clone(), "default");
+        let slices = kube::Api::<EndpointSlice>::namespaced(client, "default");
+        let create = async |(service, slice): &(Service, EndpointSlice)| {
+            let params = PostParams::default();
+            insist(async || slices.create(&params, slice).await).await;
+            insist(async || services.create(&params, service).await).await;
+        };
+        let mut pending = futures::stream::iter(&objects).map(create).buffer_unordered(16);
+        while pending.next().await.is_some() {}
+        drop(pending);
+        let all = services.list(&ListParams::default().labels("burst=many")).await.expect("the Services");
+        let ip = |service: &Service| service.spec.as_ref()?.cluster_ip.as_ref()?.parse().ok();
+        all.items.iter().filter_map(ip).collect()
+    })
+}
+
+/// 5,000 at once: all are served, and nothing else waits for it. The cluster is this case's own, and without controllers,
+/// which have nothing to do here but to read all of it.
+#[test]
+fn five_thousand_services_at_once_are_all_served_and_delay_nothing_else() {
+    let cluster = Cluster::start();
+    let vips = cluster.create_service("bystander");
+    cluster.create_slices("bystander", &["pod-b"]);
+    cluster.served_by(&vips, "pod-b", SOON);
+    let plan = LoadPlan { workers: 1, pause: Duration::from_millis(1), ..LoadPlan::new(Proto::Tcp, vips.v4) };
+    let load = Load::start(&cluster.lab.client.ns, plan).expect("a load");
+    let before = resident(&cluster);
+
+    let began = Instant::now();
+    let endpoint = cluster.lab.pod("pod-a").expect("pod-a").v4;
+    let clusters = create(&cluster, MANY, endpoint);
+    let created = Instant::now();
+    assert_eq!(clusters.len(), MANY);
+    // Each by a question; whoever is late is asked again until the bound.
+    let mut waiting: Vec<_> = clusters.iter().map(|ip| SocketAddr::from((*ip, objects::PORT))).collect();
+    while !waiting.is_empty() {
+        assert!(created.elapsed() < CAUGHT_UP * 4, "{} of {MANY} are not served", waiting.len());
+        waiting = cluster
+            .lab
+            .client
+            .ns
+            .run(|| {
+                waiting
+                    .into_iter()
+                    .filter(|&to| Ask::new(Proto::Udp, to).timeout(SOON).here().outcome.server() != Some("pod-a"))
+                    .collect()
+            })
+            .expect("the namespace");
+    }
+    let (took, asked) = (created - began, created.elapsed());
+    let report = load.stop();
+    let resident = [before, resident(&cluster)];
+    println!(
+        "{MANY} Services created within {:.1} s, and each had answered {:.1} s later; beside them {report}; \
+         the agent had {} MiB, then {} MiB",
+        took.as_secs_f64(),
+        asked.as_secs_f64(),
+        resident[0],
+        resident[1]
+    );
+    assert!(report.failures().is_empty(), "{report}");
+    let late = report.samples.iter().filter(|sample| sample.attempt.elapsed > DELAYED).count();
+    assert!(late <= report.samples.len() / 1000, "{late} requests took longer than {DELAYED:?}: {report}");
+    assert!(asked < CAUGHT_UP, "the last was served {asked:?} after it was created");
+    let grown = (resident[1] - resident[0]) * 1024 / MANY as u64;
+    assert!(grown <= COSTS, "a Service costs {grown} KiB");
+
+    // A change among them, and their end.
+    cluster.set_endpoints("bystander", &["pod-c"]);
+    cluster.served_by(&vips, "pod-c", CAUGHT_UP);
+    cluster.api.call(async |client| {
+        let (params, burst) = (DeleteParams::default(), ListParams::default().labels("burst=many"));
+        let slices = kube::Api::<EndpointSlice>::namespaced(client, "default");
+        slices.delete_collection(&params, &burst).await.expect("their end");
+    });
+    for ip in clusters.iter().step_by(500) {
+        let to = SocketAddr::from((*ip, objects::PORT));
+        cluster.ask_until(SOON, Proto::Udp, to, "refused", |outcome| *outcome == Outcome::Refused);
+    }
+}
+
+/// Resident memory of the agent, MiB.
+fn resident(cluster: &Cluster) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", cluster.agent.pid())).expect("the agent runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+    line.trim().split(' ').next().and_then(|kib| kib.parse::<u64>().ok()).expect("a number") / 1024
+}

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::{
     agent::Agent,
-    fixture::{SOON, TARGET, Vips, create_node, turn},
+    fixture::{SOON, TARGET, Turn, Vips, create_node, turn},
     objects,
     prober::{Heard, Prober},
 };
@@ -96,7 +96,7 @@ struct Chaos {
     begun: Instant,
     marks: u16,
     account: PathBuf,
-    _turn: std::sync::MutexGuard<'static, ()>,
+    _turn: Turn,
 }
 
 impl Chaos {

@@ -94,25 +94,21 @@ fn family(skb: &Skb) -> Option<bool> {
 
 /// What the filter says of an arriving packet's destination; `None`: too short to say.
 #[inline(always)]
-fn entering<F: Parse + Cidrs>(skb: &Skb) -> Option<u8> {
-    Some(asked_for::<F>(&F::destination(skb)?))
+fn entering<F: Parse>(skb: &Skb) -> Option<u8> {
+    Some(maps::filter(&F::destination(skb)?))
 }
 
-/// What the filter says of a destination. An address of a ServiceCIDR counts as a Service's, whether or not one has it.
-#[inline(always)]
-fn asked_for<F: Cidrs>(dst: &F::Addr) -> u8 {
-    let bits = maps::filter(dst);
-    if bits == 0 && service::may_be_unallocated::<F>(dst) { filter::SERVICE } else { bits }
-}
-
-/// What the filter says of a leaving packet: of its source, and of its destination if a process of the node sent it.
+/// What the filter says of a leaving packet: of its source, and of its destination if a process of the node sent it. And
+/// whether it may go to an address of a ServiceCIDR: whoever could have translated it has had the packet by now.
 #[inline(always)]
 fn leaving<F: Parse + Cidrs>(skb: &Skb) -> Option<u8> {
-    let bits = maps::filter(&F::source(skb)?) & filter::ENDPOINT;
+    let dst = F::destination(skb)?;
+    let unallocated = if service::may_be_unallocated::<F>(&dst) { filter::UNALLOCATED } else { 0 };
+    let bits = maps::filter(&F::source(skb)?) & filter::ENDPOINT | unallocated;
     if skb.ingress_ifindex() != 0 {
         return Some(bits);
     }
-    let dst = asked_for::<F>(&F::destination(skb)?);
+    let dst = maps::filter(&dst);
     let direct = if dst & filter::ENDPOINT != 0 { filter::DIRECT } else { 0 };
     Some(bits | dst & filter::SERVICE | direct)
 }
@@ -190,7 +186,16 @@ fn judge<F: Parse + Steps>(ctx: &TcContext, dir: Direction) -> i32 {
     if read == Err(Unread::Malformed) {
         return hook::finish(skb, Outcome::Malformed, Leave::NEXT);
     }
-    let bits = skb.note();
+    let note = skb.note();
+    let bits = note & filter::ALL;
+    if note & filter::UNALLOCATED != 0 {
+        if service::is_unallocated::<F>(&key.dst) {
+            return hook::finish(skb, Outcome::DropUnallocated, Leave::NEXT);
+        }
+        if bits == 0 && read.as_ref().map_or(true, |l4| l4.proto != F::ICMP) {
+            return hook::NEXT;
+        }
+    }
     let l4 = match read {
         Ok(l4) => l4,
         Err(why) => return unread::<F>(skb.as_ptr(), key, bits, why as u32),

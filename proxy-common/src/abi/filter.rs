@@ -18,6 +18,9 @@ pub const DIRECT: u8 = 8;
 /// No bucket holds it: the packet leaves. What is jumped to for either direction is told by it.
 pub const OUT: u8 = 16;
 
+/// No bucket holds it: a packet that leaves may go to an address of a ServiceCIDR that no Service has.
+pub const UNALLOCATED: u8 = 32;
+
 /// Every bit of a bucket.
 pub const ALL: u8 = 15;
 

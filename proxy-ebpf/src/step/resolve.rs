@@ -101,9 +101,6 @@ fn no_service<F: Cidrs>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: 
             false => Outcome::LayerTwoTransit,
         };
     }
-    if bits & (filter::SERVICE | filter::NODE) == filter::SERVICE && service::is_unallocated::<F>(&key.dst) {
-        return if entered_for_us(skb, key, found) { Outcome::DropUnallocated } else { Outcome::LayerTwoTransit };
-    }
     if bits & flow::direct(key.direction()) != 0 && !cfg!(feature = "mutant-no-guard") {
         return Outcome::DirectRewritten;
     }

@@ -130,11 +130,13 @@ pub(crate) fn may_be_unallocated<F: Cidrs>(addr: &F::Addr) -> bool {
     is_within(addr, network, mask)
 }
 
-/// True if the address is a ServiceCIDR's and no Service has it.
+/// True if the address is a ServiceCIDR's, and neither a Service nor the node has it.
 #[inline(never)]
 pub(crate) fn is_unallocated<F: Cidrs>(addr: &F::Addr) -> bool {
-    may_be_unallocated::<F>(addr)
-        && F::service_cidrs().get(&Key::new(8 * size_of::<F::Addr>() as u32, addr.copied())).is_some()
+    let addr = addr.copied();
+    F::service_cidrs().get(&Key::new(8 * size_of::<F::Addr>() as u32, addr)).is_some()
+        && F::cluster_ips().get_ptr(&addr).is_none()
+        && F::node_addrs().get_ptr(&addr).is_none()
 }
 
 /// The CIDRs in `CONFIG`: address and mask of each.

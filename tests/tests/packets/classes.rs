@@ -187,11 +187,19 @@ pub(crate) fn an_address_of_a_service_cidr_that_nobody_has_is_dropped(family: Ip
     with_cidrs(&mut node);
     let to = unallocated(family, 80);
     let pod = wire.at(world::pod1, 51_234);
-    node.arrives(POD1, &at(POD1, wire.opening(pod, to))).is_dropped(Outcome::DropUnallocated);
-    node.arrives(POD1, &at(POD1, Packet::udp(pod, to, b"?"))).is_dropped(Outcome::DropUnallocated);
-    node.arrives(POD1, &at(POD1, Packet::echo(pod.ip(), to.ip()))).is_dropped(Outcome::DropUnallocated);
+    // Another proxy may know it and translate it: it is dropped where it leaves as it came.
+    node.arrives(POD1, &at(POD1, wire.opening(pod, to))).is_left_alone();
+    node.leaves(UPLINK, &out_of(UPLINK, wire.opening(pod, to))).is_dropped(Outcome::DropUnallocated);
+    node.leaves(UPLINK, &out_of(UPLINK, Packet::udp(pod, to, b"?"))).is_dropped(Outcome::DropUnallocated);
+    node.leaves(UPLINK, &out_of(UPLINK, Packet::echo(pod.ip(), to.ip()))).is_dropped(Outcome::DropUnallocated);
     let process = wire.opening(wire.at(world::node, 50_000), to).on_wire(UPLINK.mac, UPLINK.peer);
     node.sends(UPLINK, &process).is_dropped(Outcome::DropUnallocated);
+    // An endpoint is a client like any other.
+    let endpoint = wire.at(world::remote, TARGET);
+    node.leaves(UPLINK, &out_of(UPLINK, wire.opening(endpoint, to))).is_dropped(Outcome::DropUnallocated);
+    // What has an address of its own, or lies beside the range, is nobody's business.
+    node.leaves(UPLINK, &out_of(UPLINK, wire.opening(pod, wire.at(world::vip, PORT)))).is_left_alone();
+    node.leaves(UPLINK, &out_of(UPLINK, wire.opening(pod, wire.at(world::nowhere, 80)))).is_left_alone();
     // A Service's own address is served as ever, and what lies beside the range is nobody's business.
     let opening = at(POD1, wire.opening(pod, wire.at(world::vip, PORT)));
     node.arrives(POD1, &opening).becomes(Outcome::RequestNew, &opening.clone().to(wire.at(world::remote, TARGET)));

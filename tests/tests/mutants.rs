@@ -14,7 +14,7 @@ struct Mutant {
     noticed_by: &'static str,
 }
 
-const MUTANTS: [Mutant; 15] = [
+const MUTANTS: [Mutant; 17] = [
     Mutant {
         fault: "no-direction",
         noticed_by: "flows::the_reply_of_an_endpoint_here_is_translated_where_it_leaves_not_where_it_arrives::udp_v4",
@@ -46,6 +46,14 @@ const MUTANTS: [Mutant; 15] = [
     Mutant {
         fault: "uncontested",
         noticed_by: "tuples::a_connection_that_the_endpoint_has_with_the_client_already_is_left_alone::v4",
+    },
+    Mutant {
+        fault: "no-masquerade",
+        noticed_by: "masquerade::rule_68_a_node_port_masquerades_a_client_outside::udp_v6",
+    },
+    Mutant {
+        fault: "masquerade-sockets",
+        noticed_by: "masquerade::a_port_that_a_socket_of_the_node_has_is_not_taken::tcp_v4",
     },
     Mutant { fault: "no-zero-checksum", noticed_by: "headers::no_udp_checksum_stays_no_checksum" },
 ];

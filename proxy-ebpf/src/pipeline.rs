@@ -26,6 +26,7 @@ use crate::step::masquerade::Masquerade;
 use crate::step::reject::Answer;
 use crate::step::resolve::{Resolve, Seen};
 use crate::step::rewrite::{Rewrite, Rewritten};
+use crate::step::sctp::Settle;
 use crate::step::service::Cidrs;
 use crate::step::{Argument as _, flow, forward, masquerade, reject, rewrite, service};
 
@@ -220,7 +221,21 @@ fn judge<F: Parse + Steps>(ctx: &TcContext, dir: Direction) -> i32 {
     } else if !flow::may_begin(&l4) {
         return hook::NEXT;
     }
-    begin::<F>(skb.as_ptr(), key, seen.number(), tracked)
+    go_on::<F>(skb, key, seen, tracked)
+}
+
+/// What [`begin`] returns beside verdicts: this, plus the outcome of a packet that is to be translated.
+const BEGUN: i32 = 1_000;
+
+/// A packet of no confirmed flow. What translates it is not called by what decided: both have much on the stack.
+#[inline(always)]
+fn go_on<F: Parse + Steps>(skb: &Skb, key: &FlowKey<F>, seen: Seen, tracked: bool) -> i32 {
+    let verdict = begin::<F>(skb.as_ptr(), key, seen.number(), tracked);
+    if verdict < BEGUN {
+        return verdict;
+    }
+    let Some(found) = F::request() else { return hook::finish(skb, Outcome::DropHelper, Leave::NEXT) };
+    translated(skb.as_ptr(), key, seen.number(), found, (verdict - BEGUN) as u32)
 }
 
 /// A packet of no confirmed flow; `tracked`: perhaps of a half-open one.
@@ -244,7 +259,7 @@ fn begin<F: Parse + Steps>(skb: *mut __sk_buff, key: &FlowKey<F>, seen: u32, tra
     let (outcome, leave) = match outcome.kind() {
         Kind::Pass | Kind::Drop => (outcome, Leave::NEXT),
         Kind::Reject => reject::answer::<F>(skb, key, seen.offset(), outcome),
-        Kind::Translate => return translated(skb.as_ptr(), key, seen.number(), found, outcome as u32),
+        Kind::Translate => return BEGUN + outcome as i32,
     };
     hook::finish(skb, outcome, leave)
 }
@@ -266,7 +281,8 @@ fn translated<F: Parse + Steps>(
     if seen.is_first_fragment() {
         let _: Outcome = F::remember(skb, key, found);
     }
-    if F::rewritten(skb, key, found, seen.offset()) == Outcome::DropHelper {
+    let settled = if key.proto == timeout::SCTP { F::settle(skb, key, found, seen.offset()) } else { outcome };
+    if settled == Outcome::DropHelper || F::rewritten(skb, key, found, seen.offset()) == Outcome::DropHelper {
         return hook::finish(skb, Outcome::DropHelper, Leave::NEXT);
     }
     let (outcome, leave) = forward::forward(skb, flow, key, outcome);
@@ -298,7 +314,8 @@ fn translate<F: Rewrite>(
 fn unread<F: Parse + Steps>(skb: *mut __sk_buff, key: &FlowKey<F>, bits: u8, why: u32) -> i32 {
     let (skb, later) = (&Skb::new(skb), why == Unread::Fragment as u32);
     let Some(found) = F::request() else { return hook::finish(skb, Outcome::DropHelper, Leave::NEXT) };
-    let outcome = if later { F::follow(skb, key, found) } else { Outcome::NotOurs };
+    let id = if later { fragment_id::<F>(skb.as_ptr()) } else { NO_ID };
+    let outcome = if id == NO_ID { Outcome::NotOurs } else { F::follow(skb, key, found, id as u32) };
     if outcome == Outcome::Fragment {
         let (outcome, leave) = forward::forward(skb, found, key, outcome);
         return hook::finish(skb, outcome, leave);
@@ -310,6 +327,17 @@ fn unread<F: Parse + Steps>(skb: *mut __sk_buff, key: &FlowKey<F>, bits: u8, why
         (true, false) => Outcome::DropTruncated,
     };
     hook::finish(skb, outcome, Leave::NEXT)
+}
+
+/// No identification.
+const NO_ID: u64 = u64::MAX;
+
+/// The identification of a fragment's datagram. It walks the headers again: a function of its own, beside the one that
+/// rewrites.
+#[inline(never)]
+fn fragment_id<F: Parse + Steps>(skb: *mut __sk_buff) -> u64 {
+    let Some(work) = F::reply() else { return NO_ID };
+    packet::fragment_id::<F, _>(&Skb::new(skb), &mut work.key).map_or(NO_ID, u64::from)
 }
 
 /// ICMP that may be about a translated packet; which way it goes stands in the note.
@@ -329,7 +357,7 @@ pub(crate) fn icmp<F: Parse + Steps>(ctx: &TcContext) -> i32 {
         if bits & filter::ALL == 0 {
             return hook::NEXT;
         }
-        return begin::<F>(skb.as_ptr(), key, Seen::new(0, bits & filter::ALL, l4.offset, false).number(), true);
+        return go_on::<F>(skb, key, Seen::new(0, bits & filter::ALL, l4.offset, false), true);
     }
     if outcome == Outcome::IcmpError {
         outcome = F::requote(skb, key, found, l4.offset);
@@ -341,7 +369,7 @@ pub(crate) fn icmp<F: Parse + Steps>(ctx: &TcContext) -> i32 {
 
 /// Every step that the pipeline takes with a family.
 pub(crate) trait Steps:
-    HalfOpen + Resolve + Choose + Direct + Masquerade + Icmp + Rewritten + Remember + Follow + Answer
+    HalfOpen + Resolve + Choose + Direct + Masquerade + Icmp + Rewritten + Settle + Remember + Follow + Answer
 {
     /// Where ICMP of this family is looked at.
     const ICMP_SLOT: u32;

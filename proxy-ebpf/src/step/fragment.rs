@@ -29,9 +29,8 @@ fn remember<F: Parse + Maps>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>) -
 
 /// A later fragment: becomes what the first one of its datagram became, whose flow is copied out.
 #[inline(always)]
-fn follow<F: Parse + Rewrite + Maps>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>) -> Outcome {
-    let Some(Entry { key: room, partner, .. }) = F::reply() else { return Outcome::DropHelper };
-    let Some(id) = packet::fragment_id::<F, _>(skb, room) else { return Outcome::NotOurs };
+fn follow<F: Rewrite + Maps>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, id: u32) -> Outcome {
+    let Some(Entry { partner, .. }) = F::reply() else { return Outcome::DropHelper };
     datagram(key, id, partner);
     let Some(flow) = F::fragments().get_ptr(&*partner) else { return Outcome::NotOurs };
     // SAFETY: the map's element, copied out once.
@@ -66,5 +65,5 @@ subprograms! {
 
 subprograms! {
     /// [`follow`] of a family, as a global subprogram.
-    Follow: Needs => follow(skb;) as follow_v4, follow_v6
+    Follow: Needs => follow(skb; id: u32) as follow_v4, follow_v6
 }

@@ -4,7 +4,6 @@ use proxy_common::abi::{Flow, FlowKey};
 use proxy_common::{Address, Family, Outcome, V4, V6, algo::timeout};
 
 use super::checksum::{self, Change, fold, fold16};
-use super::sctp;
 use crate::ctx::PacketCtx;
 use crate::ctx::tc::{HelperError, Skb};
 use crate::packet::{ETHERNET, has_ports};
@@ -54,15 +53,9 @@ pub(crate) unsafe fn apply<F: Rewrite>(
     F::write(skb, &src, &dst, addresses)
 }
 
-/// The same for whatever protocol, where a packet begins a flow, and of SCTP.
+/// The same where a packet begins a flow.
 #[inline(always)]
 fn rewritten<F: Rewrite>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, l4: u32) -> Outcome {
-    if key.proto == timeout::SCTP {
-        let ports = pair(key.sport, key.dport) ^ pair(found.sport, found.dport);
-        if sctp::settle::<F>(skb, l4, ports).is_err() {
-            return Outcome::DropHelper;
-        }
-    }
     // SAFETY: a map's element or working memory.
     match unsafe { apply(skb, key, l4, found) } {
         Ok(()) => Outcome::Request,

@@ -1,18 +1,28 @@
 //! SCTP's checksum, which covers the ports and no address (RFC 9260 §6.8): it changes where a port does.
 
+use proxy_common::Outcome;
+use proxy_common::abi::{Flow, FlowKey};
 use proxy_common::algo::crc32c;
 
-use super::rewrite::Rewrite;
+use super::rewrite::{Rewrite, pair};
 use crate::ctx::tc::{HelperError, Skb};
 use crate::packet::ETHERNET;
 
 /// Offset of the checksum within the common header (RFC 9260 §3.1).
 const CHECKSUM: u32 = 8;
 
-/// Brings the checksum up to date with a change of the ports (exclusive or of the words as they stand in the packet). A
-/// field of zero is one that a device will fill in.
+/// Brings the checksum up to date with what the flow makes of the ports. A field of zero is one that a device will fill in.
 #[inline(always)]
-pub(crate) fn settle<F: Rewrite>(skb: &Skb, l4: u32, ports: u32) -> Result<(), HelperError> {
+fn settle<F: Rewrite>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, l4: u32) -> Outcome {
+    match change(skb, key, found, l4) {
+        Ok(()) => Outcome::Request,
+        Err(HelperError) => Outcome::DropHelper,
+    }
+}
+
+#[inline(always)]
+fn change<F: Rewrite>(skb: &Skb, key: &FlowKey<F>, found: &Flow<F>, l4: u32) -> Result<(), HelperError> {
+    let ports = pair(key.sport, key.dport) ^ pair(found.sport, found.dport);
     if ports == 0 {
         return Ok(());
     }
@@ -22,6 +32,11 @@ pub(crate) fn settle<F: Rewrite>(skb: &Skb, l4: u32, ports: u32) -> Result<(), H
         return Ok(());
     }
     skb.write(l4 + CHECKSUM, held ^ sctp_change(ports, length))
+}
+
+subprograms! {
+    /// [`settle`] of a family, as a global subprogram: not within the one that rewrites, whose stack is large.
+    Settle: Rewrite => settle(skb; l4: u32) as sctp_v4, sctp_v6
 }
 
 /// A global subprogram: verified once, and no other protocol carries its instructions.

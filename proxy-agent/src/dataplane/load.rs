@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use aya::maps::{Array, MapData, MapInfo, ProgramArray};
 use aya::programs::SchedClassifier;
@@ -207,16 +209,26 @@ pub struct Options<'a> {
     pub rejects_per_sec: u32,
 }
 
-/// The loaded programs.
+/// What is left to do with the loaded programs. All else is the kernel's: the slots of `PROGRAMS` hold them, and what
+/// they were loaded from is megabytes.
 #[derive(Debug)]
 pub struct Programs {
-    ebpf: Ebpf,
+    stubs: [(&'static str, SchedClassifier); 2],
 }
 
 impl Programs {
+    fn of(pins: &PinRoot) -> Result<Self, LoadError> {
+        let stub = |name| {
+            let stub = SchedClassifier::from_pin(pins.programs().join(name));
+            stub.map(|stub| (name, stub)).map_err(|source| LoadError::Program { program: name, source })
+        };
+        Ok(Self { stubs: [stub(INGRESS_STUB)?, stub(EGRESS_STUB)?] })
+    }
+
     /// The stub that is attached under this name, [`INGRESS_STUB`] or [`EGRESS_STUB`].
     pub fn stub(&mut self, name: &'static str) -> Result<&mut SchedClassifier, LoadError> {
-        classifier(&mut self.ebpf, name)
+        let stub = self.stubs.iter_mut().find(|(stub, _)| *stub == name);
+        stub.map(|(_, program)| program).ok_or(LoadError::Missing(name))
     }
 }
 
@@ -244,11 +256,12 @@ pub fn load(options: &Options<'_>) -> Result<Programs, LoadError> {
     let mut ebpf = loader.load(options.object).map_err(LoadError::Maps)?;
     configure(&mut ebpf, options)?;
     // All are verified before the first is switched in.
-    for name in program::ALL.map(|(name, _)| name).into_iter().chain([INGRESS_STUB, EGRESS_STUB]) {
-        load_program(&mut ebpf, name, options.pins)?;
+    load_programs(&mut ebpf)?;
+    for name in names() {
+        pin_program(&mut ebpf, name, options.pins)?;
     }
     switch(&mut ebpf)?;
-    Ok(Programs { ebpf })
+    Programs::of(options.pins)
 }
 
 /// Loads the programs with the smallest maps and lets go of them at once: does this kernel's verifier accept them?
@@ -258,12 +271,44 @@ pub fn verify() -> Result<(), LoadError> {
     for name in shapes.keys().filter(|name| TINY.entries(name, false).is_some()) {
         loader.map_max_entries(name, 1);
     }
-    let mut ebpf = loader.load(OBJECT).map_err(LoadError::Maps)?;
-    for name in program::ALL.map(|(name, _)| name).into_iter().chain([INGRESS_STUB, EGRESS_STUB]) {
-        classifier(&mut ebpf, name)?.load().map_err(|source| LoadError::Program { program: name, source })?;
-    }
-    Ok(())
+    load_programs(&mut loader.load(OBJECT).map_err(LoadError::Maps)?)
 }
+
+/// Every program.
+fn names() -> impl Iterator<Item = &'static str> {
+    program::ALL.map(|(name, _)| name).into_iter().chain([INGRESS_STUB, EGRESS_STUB])
+}
+
+/// Has the kernel verify every program, one on each processor at a time: a start waits for nothing longer.
+fn load_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
+    let mut found: BTreeMap<_, _> = ebpf.programs_mut().collect();
+    let mut waiting = Vec::new();
+    for name in names() {
+        let program = found.remove(name).ok_or(LoadError::Missing(name))?;
+        let program: &mut SchedClassifier =
+            program.try_into().map_err(|source| LoadError::Program { program: name, source })?;
+        waiting.push((name, program));
+    }
+    let waiting = Mutex::new(waiting.into_iter());
+    let load = || {
+        loop {
+            let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some((name, program)) = next else { return Ok(()) };
+            program.load().map_err(|source| LoadError::Program { program: name, source })?;
+        }
+    };
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| {
+        let threads: Vec<_> = (1..processors.min(MOST_AT_ONCE)).map(|_| scope.spawn(load)).collect();
+        let own = load();
+        threads.into_iter().fold(own, |result, thread| {
+            result.and(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        })
+    })
+}
+
+/// The long ones are so many.
+const MOST_AT_ONCE: usize = 8;
 
 const TINY: Sizes = Sizes {
     services: 1,
@@ -391,11 +436,10 @@ fn classifier<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Sche
     program.try_into().map_err(|source| LoadError::Program { program: name, source })
 }
 
-/// Loads a program and pins it under its name in place of its predecessor. The pin is for `bpftool`: links and the
-/// slots of `PROGRAMS` keep programs alive.
-fn load_program(ebpf: &mut Ebpf, name: &'static str, pins: &PinRoot) -> Result<(), LoadError> {
+/// Pins a program under its name in place of its predecessor. The pin is for `bpftool`: links and the slots of
+/// `PROGRAMS` keep programs alive.
+fn pin_program(ebpf: &mut Ebpf, name: &'static str, pins: &PinRoot) -> Result<(), LoadError> {
     let program = classifier(ebpf, name)?;
-    program.load().map_err(|source| LoadError::Program { program: name, source })?;
     let path = pins.programs().join(name);
     match std::fs::remove_file(&path) {
         Ok(()) => {}

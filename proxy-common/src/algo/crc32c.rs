@@ -10,7 +10,7 @@ const ONE: u32 = 1 << 31;
 
 /// Product of two polynomials.
 #[inline(always)]
-const fn times(a: u32, mut b: u32) -> u32 {
+pub const fn times(a: u32, mut b: u32) -> u32 {
     let (mut product, mut bit) = (0, 0);
     while bit < 32 {
         // Masks and no branches: the verifier would follow each way.
@@ -21,32 +21,30 @@ const fn times(a: u32, mut b: u32) -> u32 {
     product
 }
 
-/// x^(8·2^k) for each bit of a length.
-const POWERS: [u32; 16] = {
-    let mut powers = [0; 16];
+/// x^(8·16^k·d), for each four bits k of a length and each value d that they can have.
+static POWERS: [[u32; 16]; 4] = {
+    let mut powers = [[ONE; 16]; 4];
     // x^8 is the ninth coefficient.
     let mut power = ONE >> 8;
     let mut k = 0;
-    while k < 16 {
-        powers[k] = power;
-        power = times(power, power);
+    while k < 4 {
+        let mut d = 1;
+        while d < 16 {
+            powers[k][d] = times(powers[k][d - 1], power);
+            d += 1;
+        }
+        power = times(powers[k][15], power);
         k += 1;
     }
     powers
 };
 
 /// What the checksum's field, read as a little-endian word, changes by (exclusive or), if the first word of a packet of
-/// this length, read as a little-endian word, does.
+/// this length, read as a little-endian word, does. `times` is [`times`], as the caller calls it.
 #[inline(always)]
-pub const fn change(first_word: u32, length: u16) -> u32 {
-    let (mut change, mut bit) = (first_word, 0);
-    while bit < 16 {
-        // Times x^(8·2^bit) where the length has the bit, times one elsewhere.
-        let chosen = 0u32.wrapping_sub(length as u32 >> bit & 1);
-        change = times(POWERS[bit as usize] & chosen | ONE & !chosen, change);
-        bit += 1;
-    }
-    change
+pub fn change(first_word: u32, length: u16, times: impl Fn(u32, u32) -> u32) -> u32 {
+    let powers = POWERS.iter().enumerate();
+    powers.fold(first_word, |change, (k, powers)| times(powers[usize::from(length >> (4 * k) & 15)], change))
 }
 
 #[cfg(test)]
@@ -80,7 +78,7 @@ mod tests {
             let mut other = bytes.clone();
             other[..4].copy_from_slice(&word);
             let differs = u32::from_le_bytes(word) ^ u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-            assert_eq!(sum(&other), sum(&bytes) ^ change(differs, bytes.len() as u16));
+            assert_eq!(sum(&other), sum(&bytes) ^ change(differs, bytes.len() as u16, times));
         }
     }
 }

@@ -1,8 +1,11 @@
 //! `sessionAffinity: ClientIP`: a client keeps the endpoint that it was given, for a time that each of its new
 //! connections begins anew (rules 78–84).
 
-use proxy_common::Outcome;
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::generated::bpf_loop;
 use proxy_common::abi::{Affinity, AffinityKey, Flow, FlowKey};
+use proxy_common::{Address as _, Outcome};
 
 use crate::clock::{now_secs, secs_since};
 use crate::maps::{self, Maps};
@@ -14,7 +17,7 @@ const SEARCHED: u32 = 1_024;
 /// that the run offers (rule 80).
 #[inline(always)]
 fn recall<F: Maps>(key: &FlowKey<F>, found: &mut Flow<F>, base: u32, len: u32, timeout_secs: u32) -> Outcome {
-    let client = AffinityKey { client: key.src, port_id: found.port_id };
+    let client = AffinityKey { client: key.src.copied(), port_id: found.port_id };
     let Some(held) = F::affinities().get_ptr(&client) else { return Outcome::NotOurs };
     // SAFETY: the map's element, copied out once; a torn value names an endpoint that the slot contradicts.
     let Affinity { endpoint_id, endpoint_gen, index, last_new_secs } = unsafe { *held };
@@ -25,16 +28,42 @@ fn recall<F: Maps>(key: &FlowKey<F>, found: &mut Flow<F>, base: u32, len: u32, t
         found.ifindex = index;
         return Outcome::RequestNew;
     }
-    for index in 0..SEARCHED {
-        if index >= len {
-            break;
-        }
-        if holds::<F>(base.wrapping_add(index), endpoint_id) {
-            found.ifindex = index;
-            return Outcome::RequestNew;
-        }
+    let mut search = Search { base, len, endpoint_id, index: NOWHERE };
+    let (callback, context) = (compare::<F> as *mut c_void, (&raw mut search).cast());
+    // SAFETY: the helper calls `compare` with this context. A loop of our own would be walked by the verifier, a thousand
+    // times over.
+    unsafe { bpf_loop(SEARCHED, callback, context, 0) };
+    if search.index == NOWHERE {
+        return Outcome::NotOurs;
     }
-    Outcome::NotOurs
+    found.ifindex = search.index;
+    Outcome::RequestNew
+}
+
+/// What is searched for in a run.
+#[repr(C)]
+struct Search {
+    base: u32,
+    len: u32,
+    endpoint_id: u32,
+    /// Where it was found.
+    index: u32,
+}
+
+const NOWHERE: u32 = u32::MAX;
+
+/// One slot of the run; 1 ends the search.
+extern "C" fn compare<F: Maps>(index: u32, search: *mut Search) -> i64 {
+    // SAFETY: the helper hands on what it was given.
+    let search = unsafe { &mut *search };
+    if index >= search.len {
+        return 1;
+    }
+    if !holds::<F>(search.base.wrapping_add(index), search.endpoint_id) {
+        return 0;
+    }
+    search.index = index;
+    1
 }
 
 /// True if this slot is the endpoint's.
@@ -49,7 +78,7 @@ fn holds<F: Maps>(index: u32, endpoint_id: u32) -> bool {
 /// A new connection of the client has this endpoint.
 #[inline(never)]
 pub(crate) fn note<F: Maps>(key: &FlowKey<F>, found: &Flow<F>, index: u32) {
-    let client = AffinityKey { client: key.src, port_id: found.port_id };
+    let client = AffinityKey { client: key.src.copied(), port_id: found.port_id };
     let value =
         Affinity { endpoint_id: found.endpoint_id, endpoint_gen: found.endpoint_gen, index, last_new_secs: now_secs() };
     // An LRU map takes the place of its oldest entry; if it cannot, this client is balanced once more.

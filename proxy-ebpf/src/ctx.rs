@@ -33,9 +33,11 @@ unsafe impl Plain for u32 {}
 // SAFETY: as above.
 unsafe impl Plain for Addr4 {}
 // SAFETY: as above.
+unsafe impl<const N: usize> Plain for [u8; N] {}
+// SAFETY: as above.
 unsafe impl<const N: usize> Plain for [u32; N] {}
 // SAFETY: as above.
-unsafe impl<const N: usize> Plain for [u8; N] {}
+unsafe impl<const N: usize> Plain for [[u32; N]; 2] {}
 
 #[cfg(not(target_arch = "bpf"))]
 impl PacketCtx for [u8] {

@@ -2,7 +2,7 @@
 //!
 //! Links hold the stubs; what they run is a slot of `PROGRAMS`, so a new build is switched in with a few stores.
 
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
 mod programs {
@@ -11,19 +11,20 @@ mod programs {
     use proxy_common::abi::program;
     use proxy_common::{V4, V6};
 
-    use crate::{hook, maps, pipeline};
+    use crate::maps::jump;
+    use crate::{hook, pipeline};
 
     /// What tc ingress of a device runs: a jump to the current [`ingress`].
     #[classifier]
     pub(crate) fn ingress_stub(ctx: TcContext) -> i32 {
-        maps::jump(&ctx, program::INGRESS);
+        jump!(ctx, program::INGRESS);
         hook::NEXT
     }
 
     /// What tc egress of a device runs: a jump to the current [`egress`].
     #[classifier]
     pub(crate) fn egress_stub(ctx: TcContext) -> i32 {
-        maps::jump(&ctx, program::EGRESS);
+        jump!(ctx, program::EGRESS);
         hook::NEXT
     }
 

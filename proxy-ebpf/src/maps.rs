@@ -7,7 +7,6 @@ use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::LpmTrie;
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray};
 use aya_ebpf::macros::btf_map;
-use aya_ebpf::programs::TcContext;
 use proxy_common::abi::config::RejectBucket;
 use proxy_common::abi::{
     Affinity, AffinityKey, Config, Device, Flow, FlowKey, Live, Name, NodeAddr, Port, PortStats, Service, ServiceKey,
@@ -262,10 +261,33 @@ pub(crate) fn forget_new<F: Maps>(key: &FlowKey<F>) {
 }
 
 /// Jumps to a slot of `PROGRAMS`; comes back only if the slot is empty.
+///
+/// Each slot has an instruction of its own: calls that differ in the slot alone are merged by LLVM, and one whose slot is
+/// not a constant costs the kernel's bounds checks and an indirect jump, through a retpoline where the CPU needs those.
+macro_rules! jump {
+    ($ctx:expr, $slot:expr) => {
+        // SAFETY: the helper's arguments are a context and a program array; nothing is held across the jump.
+        unsafe {
+            core::arch::asm!(
+                "w3 = {slot}",
+                "call 12",
+                slot = const $slot,
+                inout("r1") $ctx.skb.skb => _,
+                inout("r2") $crate::maps::programs() => _,
+                out("r0") _,
+                out("r3") _,
+                out("r4") _,
+                out("r5") _,
+            )
+        }
+    };
+}
+pub(crate) use jump;
+
+/// `PROGRAMS`, as `bpf_tail_call` takes it.
 #[inline(always)]
-pub(crate) fn jump(ctx: &TcContext, slot: u32) {
-    // SAFETY: nothing is held across the jump.
-    unsafe { PROGRAMS.tail_call(ctx, slot) }
+pub(crate) fn programs() -> *const core::ffi::c_void {
+    (&raw const PROGRAMS).cast()
 }
 
 /// What the filter says of an address: bits of [`filter`].

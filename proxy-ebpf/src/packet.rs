@@ -55,8 +55,8 @@ pub trait Parse: Family {
     /// What all fragments of a datagram share. `upper` is that of a fragment.
     fn fragment_id<C: PacketCtx + ?Sized>(ctx: &C, upper: Upper) -> Option<u32>;
 
-    /// The source address, of whatever packet; `None`: too short.
-    fn source<C: PacketCtx + ?Sized>(ctx: &C) -> Option<Self::Addr>;
+    /// Source and destination, of whatever packet; `None`: too short.
+    fn addresses<C: PacketCtx + ?Sized>(ctx: &C) -> Option<(Self::Addr, Self::Addr)>;
 
     /// The destination address, of whatever packet; `None`: too short.
     fn destination<C: PacketCtx + ?Sized>(ctx: &C) -> Option<Self::Addr>;

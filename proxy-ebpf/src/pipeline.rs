@@ -4,6 +4,8 @@
 //! |---|---|---|
 //! | `ingress` | destination | a request to a Service, or a reply to a translated source |
 //! | `egress` | source | a reply to a Service's client; destination, for requests of the node's own processes |
+//! | `masquerade` | what ingress said of it | the pair that exchanges a request's source |
+//! | `icmp` | the packet that an error quotes | the flow that it is about |
 
 use core::mem::MaybeUninit;
 
@@ -15,8 +17,8 @@ use proxy_common::{Family as _, Kind, Outcome, V4, V6};
 
 use crate::ctx::tc::Skb;
 use crate::hook::{self, Leave};
-use crate::maps;
-use crate::packet::{self, Parse, Unread};
+use crate::maps::{self, jump};
+use crate::packet::{self, L4, Parse, Unread};
 use crate::step::choose::Choose;
 use crate::step::confirm::HalfOpen;
 use crate::step::direct::Direct;
@@ -36,11 +38,18 @@ pub(crate) fn ingress(ctx: &TcContext) -> i32 {
     let skb = Skb::new(ctx.skb.skb);
     skb.set_tc_index(tc_index::NOT_OURS);
     match family(&skb) {
-        Some(false) if is_relevant(&skb, entering::<V4>(&skb)) => maps::jump(ctx, program::INGRESS_V4),
-        Some(true) if is_relevant(&skb, entering::<V6>(&skb)) => maps::jump(ctx, program::INGRESS_V6),
-        _ => {}
+        Some(false) => arrives::<V4>(ctx, &skb),
+        Some(true) => arrives::<V6>(ctx, &skb),
+        None => {}
     }
     hook::NEXT
+}
+
+#[inline(always)]
+fn arrives<F: Steps>(ctx: &TcContext, skb: &Skb) {
+    if is_relevant(skb, entering::<F>(skb)) {
+        jump!(ctx, F::INGRESS);
+    }
 }
 
 /// A packet leaves by a device.
@@ -48,35 +57,28 @@ pub(crate) fn ingress(ctx: &TcContext) -> i32 {
 pub(crate) fn egress(ctx: &TcContext) -> i32 {
     let skb = Skb::new(ctx.skb.skb);
     let told = skb.tc_index();
-    if told != u32::from(tc_index::NOT_OURS) {
-        if told == u32::from(tc_index::REQUEST_SNAT) {
-            masquerade_of(ctx, &skb);
-        }
+    if told != u32::from(tc_index::NOT_OURS) && told != u32::from(tc_index::REQUEST_SNAT) {
         return hook::NEXT;
     }
+    let masquerade = told == u32::from(tc_index::REQUEST_SNAT);
     match family(&skb) {
-        Some(false) if is_relevant(&skb, leaving::<V4>(&skb)) => maps::jump(ctx, program::EGRESS_V4),
-        Some(true) if is_relevant(&skb, leaving::<V6>(&skb)) => maps::jump(ctx, program::EGRESS_V6),
-        // An error comes from any router; what it is about tells whether it is ours.
-        Some(false) if V4::next(&skb) == Some(V4::ICMP) => icmp_leaves(ctx, &skb, program::ICMP_V4),
-        Some(true) if V6::next(&skb) == Some(V6::ICMP) => icmp_leaves(ctx, &skb, program::ICMP_V6),
-        _ => {}
+        Some(false) => leaves::<V4>(ctx, &skb, masquerade),
+        Some(true) => leaves::<V6>(ctx, &skb, masquerade),
+        None => {}
     }
     hook::NEXT
 }
 
 #[inline(always)]
-fn icmp_leaves(ctx: &TcContext, skb: &Skb, slot: u32) {
-    skb.set_note(filter::OUT);
-    maps::jump(ctx, slot);
-}
-
-#[inline(always)]
-fn masquerade_of(ctx: &TcContext, skb: &Skb) {
-    match family(skb) {
-        Some(false) => maps::jump(ctx, program::MASQUERADE_V4),
-        Some(true) => maps::jump(ctx, program::MASQUERADE_V6),
-        None => {}
+fn leaves<F: Steps>(ctx: &TcContext, skb: &Skb, masquerade: bool) {
+    if masquerade {
+        jump!(ctx, F::MASQUERADE);
+    } else if is_relevant(skb, leaving::<F>(skb)) {
+        jump!(ctx, F::EGRESS);
+    } else if F::next(skb) == Some(F::ICMP) {
+        // An error comes from any router; what it is about tells whether it is ours.
+        skb.set_note(filter::OUT);
+        jump!(ctx, F::ICMP_ERROR);
     }
 }
 
@@ -95,17 +97,17 @@ fn family(skb: &Skb) -> Option<bool> {
 
 /// What the filter says of an arriving packet's destination; `None`: too short to say.
 #[inline(always)]
-fn entering<F: Parse>(skb: &Skb) -> Option<u8> {
+fn entering<F: Steps>(skb: &Skb) -> Option<u8> {
     Some(maps::filter(&F::destination(skb)?))
 }
 
 /// What the filter says of a leaving packet: of its source, and of its destination if a process of the node sent it. And
 /// whether it may go to an address of a ServiceCIDR: whoever could have translated it has had the packet by now.
 #[inline(always)]
-fn leaving<F: Parse + Cidrs>(skb: &Skb) -> Option<u8> {
-    let dst = F::destination(skb)?;
+fn leaving<F: Steps>(skb: &Skb) -> Option<u8> {
+    let (src, dst) = F::addresses(skb)?;
     let unallocated = if service::may_be_unallocated::<F>(&dst) { filter::UNALLOCATED } else { 0 };
-    let bits = maps::filter(&F::source(skb)?) & filter::ENDPOINT | unallocated;
+    let bits = maps::filter(&src) & filter::ENDPOINT | unallocated;
     if skb.ingress_ifindex() != 0 {
         return Some(bits);
     }
@@ -126,19 +128,19 @@ fn is_relevant(skb: &Skb, bits: Option<u8>) -> bool {
 
 /// A packet that may be ours arrives.
 #[inline(always)]
-pub(crate) fn arrive<F: Parse + Steps>(ctx: &TcContext) -> i32 {
+pub(crate) fn arrive<F: Steps>(ctx: &TcContext) -> i32 {
     judge::<F>(ctx, Direction::In)
 }
 
 /// A packet that may be ours leaves.
 #[inline(always)]
-pub(crate) fn leave<F: Parse + Steps>(ctx: &TcContext) -> i32 {
+pub(crate) fn leave<F: Steps>(ctx: &TcContext) -> i32 {
     judge::<F>(ctx, Direction::Out)
 }
 
 /// A request leaves whose source is to be exchanged.
 #[inline(always)]
-pub(crate) fn masquerade<F: Parse + Steps>(ctx: &TcContext) -> i32 {
+pub(crate) fn masquerade<F: Steps>(ctx: &TcContext) -> i32 {
     let skb = &Skb::new(ctx.skb.skb);
     // An overlay's outer packet carries what is told here, too.
     skb.set_tc_index(tc_index::REQUEST);
@@ -151,19 +153,12 @@ pub(crate) fn masquerade<F: Parse + Steps>(ctx: &TcContext) -> i32 {
     };
     if l4.proto == F::ICMP {
         skb.set_note(filter::OUT);
-        maps::jump(ctx, F::ICMP_SLOT);
+        jump!(ctx, F::ICMP_ERROR);
         return hook::NEXT;
     }
     let (key, seen) = (&*key, Seen::new(l4.tcp_flags, 0, l4.offset, l4.first));
-    if let Some(entry) = F::flows().get_ptr_mut(key) {
-        let outcome = flow::established(skb, key, entry, l4.tcp_flags);
-        if outcome != Outcome::NotOurs {
-            if l4.first || l4.proto == timeout::SCTP {
-                return translated(skb.as_ptr(), key, seen.number(), entry, outcome as u32);
-            }
-            let (outcome, leave) = translate(skb, key, l4.offset, entry, outcome);
-            return hook::finish(skb, outcome, leave);
-        }
+    if let Some(verdict) = confirmed(skb, key, &l4, seen) {
+        return verdict;
     }
     let Some(found) = F::request() else { return hook::finish(skb, Outcome::DropHelper, Leave::NEXT) };
     let mut outcome = F::half_open(skb, key, found, seen);
@@ -177,7 +172,7 @@ pub(crate) fn masquerade<F: Parse + Steps>(ctx: &TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn judge<F: Parse + Steps>(ctx: &TcContext, dir: Direction) -> i32 {
+fn judge<F: Steps>(ctx: &TcContext, dir: Direction) -> i32 {
     let skb = &Skb::new(ctx.skb.skb);
     let mut key = MaybeUninit::<FlowKey<F>>::uninit();
     // SAFETY: `read` writes every field before it says that there is a tuple; zeroing them first would be a loop over
@@ -203,20 +198,13 @@ fn judge<F: Parse + Steps>(ctx: &TcContext, dir: Direction) -> i32 {
     };
     if l4.proto == F::ICMP {
         skb.set_note(if dir as u8 == Direction::Out as u8 { bits | filter::OUT } else { bits });
-        maps::jump(ctx, F::ICMP_SLOT);
+        jump!(ctx, F::ICMP_ERROR);
     }
     let (key, seen) = (&*key, Seen::new(l4.tcp_flags, bits, l4.offset, l4.first));
     let tracked = flow::may_be_tracked(dir, bits);
     if tracked {
-        if let Some(entry) = F::flows().get_ptr_mut(key) {
-            let outcome = flow::established(skb, key, entry, l4.tcp_flags);
-            if outcome != Outcome::NotOurs {
-                if l4.first || l4.proto == timeout::SCTP {
-                    return translated(skb.as_ptr(), key, seen.number(), entry, outcome as u32);
-                }
-                let (outcome, leave) = translate(skb, key, l4.offset, entry, outcome);
-                return hook::finish(skb, outcome, leave);
-            }
+        if let Some(verdict) = confirmed(skb, key, &l4, seen) {
+            return verdict;
         }
     } else if !flow::may_begin(&l4) {
         return hook::NEXT;
@@ -224,12 +212,28 @@ fn judge<F: Parse + Steps>(ctx: &TcContext, dir: Direction) -> i32 {
     go_on::<F>(skb, key, seen, tracked)
 }
 
+/// A packet of a confirmed flow, on its way. `None`: it is of none.
+#[inline(always)]
+fn confirmed<F: Steps>(skb: &Skb, key: &FlowKey<F>, l4: &L4, seen: Seen) -> Option<i32> {
+    let entry = F::flows().get_ptr_mut(key)?;
+    let outcome = flow::established(skb, key, entry, l4.tcp_flags);
+    let (outcome, leave) = match outcome.kind() {
+        _ if outcome == Outcome::NotOurs => return None,
+        Kind::Translate if l4.first || l4.proto == timeout::SCTP => {
+            return Some(translated(skb.as_ptr(), key, seen.number(), entry, outcome as u32));
+        }
+        Kind::Translate => translate(skb, key, l4.offset, entry, outcome),
+        _ => (outcome, Leave::NEXT),
+    };
+    Some(hook::finish(skb, outcome, leave))
+}
+
 /// What [`begin`] returns beside verdicts: this, plus the outcome of a packet that is to be translated.
 const BEGUN: i32 = 1_000;
 
 /// A packet of no confirmed flow. What translates it is not called by what decided: both have much on the stack.
 #[inline(always)]
-fn go_on<F: Parse + Steps>(skb: &Skb, key: &FlowKey<F>, seen: Seen, tracked: bool) -> i32 {
+fn go_on<F: Steps>(skb: &Skb, key: &FlowKey<F>, seen: Seen, tracked: bool) -> i32 {
     let verdict = begin::<F>(skb.as_ptr(), key, seen.number(), tracked);
     if verdict < BEGUN {
         return verdict;
@@ -240,7 +244,7 @@ fn go_on<F: Parse + Steps>(skb: &Skb, key: &FlowKey<F>, seen: Seen, tracked: boo
 
 /// A packet of no confirmed flow; `tracked`: perhaps of a half-open one.
 #[inline(never)]
-fn begin<F: Parse + Steps>(skb: *mut __sk_buff, key: &FlowKey<F>, seen: u32, tracked: bool) -> i32 {
+fn begin<F: Steps>(skb: *mut __sk_buff, key: &FlowKey<F>, seen: u32, tracked: bool) -> i32 {
     let (skb, seen) = (&Skb::new(skb), Seen::from_number(seen));
     let Some(found) = F::request() else { return hook::finish(skb, Outcome::DropHelper, Leave::NEXT) };
     let mut outcome = if tracked { F::half_open(skb, key, found, seen) } else { Outcome::NotOurs };
@@ -267,7 +271,7 @@ fn begin<F: Parse + Steps>(skb: *mut __sk_buff, key: &FlowKey<F>, seen: u32, tra
 /// [`translate`] for the packets that begin a flow, and for those that few send: each step verified by itself. `flow` may
 /// lie in a map.
 #[inline(never)]
-fn translated<F: Parse + Steps>(
+fn translated<F: Steps>(
     skb: *mut __sk_buff,
     key: &FlowKey<F>,
     seen: u32,
@@ -298,9 +302,6 @@ fn translate<F: Rewrite>(
     flow: *const Flow<F>,
     outcome: Outcome,
 ) -> (Outcome, Leave) {
-    if outcome.kind() == Kind::Pass {
-        return (outcome, Leave::NEXT);
-    }
     // SAFETY: a map's element or working memory.
     match unsafe { rewrite::apply(skb, key, l4, flow) } {
         Ok(()) => forward::forward(skb, flow, key, outcome),
@@ -311,7 +312,7 @@ fn translate<F: Rewrite>(
 /// What becomes of a packet without a tuple: a later fragment follows its first one, and what goes to a ClusterIP is ours
 /// to judge. `why` is an [`Unread`].
 #[inline(never)]
-fn unread<F: Parse + Steps>(skb: *mut __sk_buff, key: &FlowKey<F>, bits: u8, why: u32) -> i32 {
+fn unread<F: Steps>(skb: *mut __sk_buff, key: &FlowKey<F>, bits: u8, why: u32) -> i32 {
     let (skb, later) = (&Skb::new(skb), why == Unread::Fragment as u32);
     let Some(found) = F::request() else { return hook::finish(skb, Outcome::DropHelper, Leave::NEXT) };
     let id = if later { fragment_id::<F>(skb.as_ptr()) } else { NO_ID };
@@ -320,7 +321,8 @@ fn unread<F: Parse + Steps>(skb: *mut __sk_buff, key: &FlowKey<F>, bits: u8, why
         let (outcome, leave) = forward::forward(skb, found, key, outcome);
         return hook::finish(skb, outcome, leave);
     }
-    let ours = bits & filter::SERVICE != 0 && service::is_cluster_ip::<F>(&key.dst);
+    let ours =
+        outcome == Outcome::NotOurs && bits & filter::SERVICE != 0 && service::is_cluster_ip::<F>(&key.dst);
     let outcome = match (ours, later) {
         (false, _) => outcome,
         (true, true) => Outcome::DropFragment,
@@ -335,14 +337,14 @@ const NO_ID: u64 = u64::MAX;
 /// The identification of a fragment's datagram. It walks the headers again: a function of its own, beside the one that
 /// rewrites.
 #[inline(never)]
-fn fragment_id<F: Parse + Steps>(skb: *mut __sk_buff) -> u64 {
+fn fragment_id<F: Steps>(skb: *mut __sk_buff) -> u64 {
     let Some(work) = F::reply() else { return NO_ID };
     packet::fragment_id::<F, _>(&Skb::new(skb), &mut work.key).map_or(NO_ID, u64::from)
 }
 
 /// ICMP that may be about a translated packet; which way it goes stands in the note.
 #[inline(always)]
-pub(crate) fn icmp<F: Parse + Steps>(ctx: &TcContext) -> i32 {
+pub(crate) fn icmp<F: Steps>(ctx: &TcContext) -> i32 {
     let skb = &Skb::new(ctx.skb.skb);
     let bits = skb.note();
     let dir = if bits & filter::OUT != 0 { Direction::Out } else { Direction::In };
@@ -367,18 +369,30 @@ pub(crate) fn icmp<F: Parse + Steps>(ctx: &TcContext) -> i32 {
     hook::finish(skb, outcome, leave)
 }
 
-/// Every step that the pipeline takes with a family.
+/// Every step that the pipeline takes with a family, and its programs' slots.
 pub(crate) trait Steps:
-    HalfOpen + Resolve + Choose + Direct + Masquerade + Icmp + Rewritten + Settle + Remember + Follow + Answer
+    Parse + Cidrs + HalfOpen + Resolve + Choose + Direct + Masquerade + Icmp + Rewritten + Settle + Remember + Follow + Answer
 {
-    /// Where ICMP of this family is looked at.
-    const ICMP_SLOT: u32;
+    /// What arrives and may be ours.
+    const INGRESS: u32;
+    /// What leaves and may be ours.
+    const EGRESS: u32;
+    /// Requests whose source is to be exchanged.
+    const MASQUERADE: u32;
+    /// Errors.
+    const ICMP_ERROR: u32;
 }
 
 impl Steps for V4 {
-    const ICMP_SLOT: u32 = program::ICMP_V4;
+    const INGRESS: u32 = program::INGRESS_V4;
+    const EGRESS: u32 = program::EGRESS_V4;
+    const MASQUERADE: u32 = program::MASQUERADE_V4;
+    const ICMP_ERROR: u32 = program::ICMP_V4;
 }
 
 impl Steps for V6 {
-    const ICMP_SLOT: u32 = program::ICMP_V6;
+    const INGRESS: u32 = program::INGRESS_V6;
+    const EGRESS: u32 = program::EGRESS_V6;
+    const MASQUERADE: u32 = program::MASQUERADE_V6;
+    const ICMP_ERROR: u32 = program::ICMP_V6;
 }

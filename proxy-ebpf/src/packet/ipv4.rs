@@ -1,7 +1,7 @@
 //! IPv4 (RFC 791): the fixed header, options skipped, fragments told apart.
 
 use proxy_common::abi::FlowKey;
-use proxy_common::{Addr4, V4};
+use proxy_common::{Addr4, Address as _, V4};
 
 use super::{ETHERNET, Fragment, Ip, Parse, Upper};
 use crate::ctx::{PacketCtx, Plain};
@@ -62,8 +62,9 @@ impl Parse for V4 {
     }
 
     #[inline(always)]
-    fn source<C: PacketCtx + ?Sized>(ctx: &C) -> Option<Addr4> {
-        ctx.load_at::<Addr4, { ETHERNET + 12 }>()
+    fn addresses<C: PacketCtx + ?Sized>(ctx: &C) -> Option<(Addr4, Addr4)> {
+        let [src, dst] = ctx.load_at::<[u32; 2], { ETHERNET + 12 }>()?;
+        Some((Addr4::of_words([src, 0, 0, 0]), Addr4::of_words([dst, 0, 0, 0])))
     }
 
     #[inline(always)]

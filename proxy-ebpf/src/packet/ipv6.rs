@@ -68,8 +68,9 @@ impl Parse for V6 {
     }
 
     #[inline(always)]
-    fn source<C: PacketCtx + ?Sized>(ctx: &C) -> Option<Addr6> {
-        ctx.load_at::<[u32; 4], { ETHERNET + 8 }>().map(Addr6::of_words)
+    fn addresses<C: PacketCtx + ?Sized>(ctx: &C) -> Option<(Addr6, Addr6)> {
+        let [src, dst] = ctx.load_at::<[[u32; 4]; 2], { ETHERNET + 8 }>()?;
+        Some((Addr6::of_words(src), Addr6::of_words(dst)))
     }
 
     #[inline(always)]

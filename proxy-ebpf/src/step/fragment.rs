@@ -5,6 +5,7 @@
 use proxy_common::Outcome;
 use proxy_common::abi::{Flow, FlowKey};
 
+use super::flow;
 use super::rewrite::{self, Rewrite};
 use crate::clock::{now_secs, secs_since};
 use crate::ctx::tc::Skb;
@@ -37,6 +38,9 @@ fn follow<F: Rewrite + Maps>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, i
     *found = unsafe { *flow };
     if secs_since(found.last_seen_secs) > TIMEOUT_SECS {
         return Outcome::NotOurs;
+    }
+    if found.flags & Flow::<F>::REPLY == 0 && !flow::is_for_us(skb, key, found) {
+        return Outcome::LayerTwoTransit;
     }
     // SAFETY: working memory.
     match unsafe { rewrite::apply_addresses(skb, key, found) } {

@@ -8,6 +8,7 @@ use proxy_common::abi::{Direction, Flow, FlowKey};
 use proxy_common::{Address, Family, Outcome, V4, V6, algo::timeout};
 
 use super::checksum::{fold, fold16};
+use super::flow;
 use super::rewrite::{self, Rewrite, TCP_CHECKSUM, UDP_CHECKSUM, pair};
 use crate::ctx::tc::{HelperError, Skb};
 use crate::maps::{Entry, Maps};
@@ -41,6 +42,9 @@ fn concerns<F: Quote>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, l4: u32)
         // It names the endpoint as a shorter way to the Service's address.
         return if key.dir == Direction::Out as u8 { Outcome::DropRedirect } else { Outcome::NotOurs };
     }
+    if found.flags & Flow::<F>::REPLY == 0 && !flow::is_for_us(skb, key, held) {
+        return Outcome::LayerTwoTransit;
+    }
     if found.flags & Flow::<F>::HAIRPIN != 0 { Outcome::NotOurs } else { Outcome::IcmpError }
 }
 
@@ -72,7 +76,7 @@ fn write<F: Quote>(
     skb.at::<u32>(behind).ok_or(HelperError)?;
     skb.write(behind, to)?;
     let (src, dst) = (found.dst.copied(), found.src.copied());
-    change += u64::from(F::write_quoted(skb, inner, &src, &dst, addresses)?);
+    change += u64::from(F::write_quoted(skb, inner, [&src, &dst], addresses)?);
     // An error of the endpoint itself comes from the Service; one of a router on the way keeps its sender.
     let sender = if key.src == quoted.src { found.src.copied() } else { key.src.copied() };
     let outer = fold(rewrite::difference(&key.src, &sender) + rewrite::difference(&key.dst, &found.dst));
@@ -115,13 +119,7 @@ pub(crate) trait Quote: Rewrite + Maps {
     /// Where the quoted layer 4 begins.
     fn behind(skb: &Skb, inner: u32) -> Option<u32>;
     /// Writes the quoted addresses, and what their header sums over them; returns what the message's sum changes by.
-    fn write_quoted(
-        skb: &Skb,
-        inner: u32,
-        src: &Self::Addr,
-        dst: &Self::Addr,
-        addresses: u32,
-    ) -> Result<u32, HelperError>;
+    fn write_quoted(skb: &Skb, inner: u32, addrs: [&Self::Addr; 2], addresses: u32) -> Result<u32, HelperError>;
 }
 
 /// A byte, and room for one more: the compiler turns the check of a single one into a form that the verifier does not
@@ -173,13 +171,7 @@ impl Quote for V4 {
     }
 
     #[inline(always)]
-    fn write_quoted(
-        skb: &Skb,
-        inner: u32,
-        src: &Self::Addr,
-        dst: &Self::Addr,
-        addresses: u32,
-    ) -> Result<u32, HelperError> {
+    fn write_quoted(skb: &Skb, inner: u32, [src, dst]: [&Self::Addr; 2], addresses: u32) -> Result<u32, HelperError> {
         let held: u16 = skb.at(inner + 10).ok_or(HelperError)?;
         let new = !fold16(u64::from(!held) + u64::from(addresses));
         skb.at::<u32>(inner + 16).ok_or(HelperError)?;
@@ -226,13 +218,7 @@ impl Quote for V6 {
     }
 
     #[inline(always)]
-    fn write_quoted(
-        skb: &Skb,
-        inner: u32,
-        src: &Self::Addr,
-        dst: &Self::Addr,
-        addresses: u32,
-    ) -> Result<u32, HelperError> {
+    fn write_quoted(skb: &Skb, inner: u32, [src, dst]: [&Self::Addr; 2], addresses: u32) -> Result<u32, HelperError> {
         skb.at::<u32>(inner + 36).ok_or(HelperError)?;
         skb.write_words(inner + 8, src.words())?;
         skb.write_words(inner + 24, dst.words())?;

@@ -114,9 +114,25 @@ fn is_pod<F: Cidrs>(skb: &Skb, key: &FlowKey<F>) -> Option<bool> {
 
 /// True if an address lies in a network, whose address is masked.
 #[inline(always)]
-pub(crate) fn is_within<A: Address>(addr: &A, network: &A, mask: &A) -> bool {
-    let (a, n, m) = (addr.words(), network.words(), mask.words());
-    ((a[0] & m[0]) ^ n[0]) | ((a[1] & m[1]) ^ n[1]) | ((a[2] & m[2]) ^ n[2]) | ((a[3] & m[3]) ^ n[3]) == 0
+fn is_within<A: Address>(addr: &A, network: &A, mask: &A) -> bool {
+    let (addr, network, mask) = (addr.words(), words(network), words(mask));
+    (addr[0] & mask[0]) == network[0]
+        && (addr[1] & mask[1]) == network[1]
+        && (addr[2] & mask[2]) == network[2]
+        && (addr[3] & mask[3]) == network[3]
+}
+
+/// The words of an address in `CONFIG`. The type says that octets may lie anywhere, and LLVM would load one by one.
+#[inline(always)]
+fn words<A: Address>(addr: &A) -> [u32; 4] {
+    let first = core::ptr::from_ref(addr).cast::<u32>();
+    // SAFETY: fields of `Config` before which all others are words (its layout is tested); an address has one or four.
+    unsafe {
+        if size_of::<A>() == size_of::<u32>() {
+            return [first.read(), 0, 0, 0];
+        }
+        [first.read(), first.add(1).read(), first.add(2).read(), first.add(3).read()]
+    }
 }
 
 /// True if the address lies in what all ServiceCIDRs have in common: most addresses are told by that alone.
@@ -151,31 +167,27 @@ pub(crate) trait Cidrs: Maps {
     fn service_cidr(config: &Config) -> (&Self::Addr, &Self::Addr);
 }
 
-impl Cidrs for V4 {
-    const LOCAL_CIDR: u32 = Config::LOCAL_CIDR_V4;
-    const SERVICE_CIDRS: u32 = Config::SERVICE_CIDRS_V4;
-    #[inline(always)]
-    fn local_cidr(config: &Config) -> (&Self::Addr, &Self::Addr) {
-        (&config.local_v4, &config.local_mask_v4)
-    }
-    #[inline(always)]
-    fn service_cidr(config: &Config) -> (&Self::Addr, &Self::Addr) {
-        (&config.service_v4, &config.service_mask_v4)
-    }
+macro_rules! cidrs {
+    ($family:ty, $local_flag:ident, $service_flag:ident, $local:ident $local_mask:ident, $service:ident $service_mask:ident) => {
+        impl Cidrs for $family {
+            const LOCAL_CIDR: u32 = Config::$local_flag;
+            const SERVICE_CIDRS: u32 = Config::$service_flag;
+
+            #[inline(always)]
+            fn local_cidr(config: &Config) -> (&Self::Addr, &Self::Addr) {
+                (&config.$local, &config.$local_mask)
+            }
+
+            #[inline(always)]
+            fn service_cidr(config: &Config) -> (&Self::Addr, &Self::Addr) {
+                (&config.$service, &config.$service_mask)
+            }
+        }
+    };
 }
 
-impl Cidrs for V6 {
-    const LOCAL_CIDR: u32 = Config::LOCAL_CIDR_V6;
-    const SERVICE_CIDRS: u32 = Config::SERVICE_CIDRS_V6;
-    #[inline(always)]
-    fn local_cidr(config: &Config) -> (&Self::Addr, &Self::Addr) {
-        (&config.local_v6, &config.local_mask_v6)
-    }
-    #[inline(always)]
-    fn service_cidr(config: &Config) -> (&Self::Addr, &Self::Addr) {
-        (&config.service_v6, &config.service_mask_v6)
-    }
-}
+cidrs!(V4, LOCAL_CIDR_V4, SERVICE_CIDRS_V4, local_v4 local_mask_v4, service_v4 service_mask_v4);
+cidrs!(V6, LOCAL_CIDR_V6, SERVICE_CIDRS_V6, local_v6 local_mask_v6, service_v6 service_mask_v6);
 
 /// True if the client may use a LoadBalancer address with source ranges (rule 21).
 #[inline(never)]

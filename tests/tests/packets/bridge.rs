@@ -2,6 +2,7 @@
 
 use fairlead_tests::packet::world::{self, BRIDGE, POD1, PORT1, PORT2, STRANGER_MAC};
 use fairlead_tests::packet::{Node, Packet, Wire};
+use proxy_agent::model::Protocol;
 use proxy_common::Outcome;
 
 use crate::cases::{CLIENT_PORT, PORT, TARGET, Talk, at, by_now, out_of, web};
@@ -12,6 +13,8 @@ wires! {
     a_pod_on_the_bridge_reaches_an_endpoint_elsewhere_by_the_router,
     a_frame_in_transit_is_left_alone,
     a_frame_in_transit_does_not_follow_a_flow,
+    a_fragment_in_transit_does_not_follow_a_flow,
+    an_error_in_transit_does_not_follow_a_flow,
     a_frame_to_another_mac_on_a_routed_device_is_left_alone,
     a_direct_frame_between_neighbours_gets_another_port_where_it_must,
     rule_74_a_pod_reaches_itself_through_its_service,
@@ -88,6 +91,50 @@ fn a_frame_in_transit_does_not_follow_a_flow(wire: Wire) {
     node.leaves(PORT1, &answer).becomes(Outcome::ReplyHalfOpen, &answer.clone().from(vip));
     let transit = wire.talk(client(wire), vip).on_wire(PORT1.peer, STRANGER_MAC);
     node.arrives(PORT1, &transit).passes(Outcome::LayerTwoTransit);
+}
+
+/// The first bridged pod has a confirmed flow with an endpoint elsewhere.
+fn opened(wire: Wire) -> (Node, std::net::SocketAddr) {
+    let (vip, endpoint) = (wire.at(world::vip, PORT), wire.at(world::remote, TARGET));
+    let node = Node::serving(&[&web(wire).elsewhere(endpoint.ip())]);
+    let opening = by_router(wire.opening(client(wire), vip));
+    node.arrives(PORT1, &opening).becomes(Outcome::RequestNew, &opening.clone().to(endpoint));
+    let answer = wire.answer(endpoint, client(wire)).on_wire(BRIDGE.mac, PORT1.peer);
+    node.leaves(PORT1, &answer).becomes(Outcome::ReplyHalfOpen, &answer.clone().from(vip));
+    let is_udp = wire.protocol == Protocol::Udp;
+    if is_udp {
+        node.maps.let_last(CLIENT_PORT);
+    }
+    let further = by_router(wire.talk(client(wire), vip));
+    node.arrives(PORT1, &further).becomes(Outcome::RequestHalfOpen, &further.clone().to(endpoint));
+    if is_udp {
+        let reply = wire.talk(endpoint, client(wire)).on_wire(BRIDGE.mac, PORT1.peer);
+        node.leaves(PORT1, &reply).becomes(Outcome::ReplyHalfOpen, &reply.clone().from(vip));
+    }
+    node.arrives(PORT1, &further).becomes(Outcome::Request, &further.clone().to(endpoint));
+    (node, vip)
+}
+
+fn a_fragment_in_transit_does_not_follow_a_flow(wire: Wire) {
+    const MIDDLE: &[u8] = b"the middle of something, 24";
+    let (node, vip) = opened(wire);
+    let first = by_router(wire.talk(client(wire), vip)).as_fragment(0, true);
+    let later = by_router(wire.talk(client(wire), vip)).as_fragment(3, false).carrying(MIDDLE);
+    let transit = |packet: &Packet| packet.clone().on_wire(PORT1.peer, STRANGER_MAC);
+    node.arrives(PORT1, &transit(&first)).passes(Outcome::LayerTwoTransit);
+    let endpoint = wire.at(world::remote, TARGET);
+    node.arrives(PORT1, &first).becomes(Outcome::Request, &first.clone().to(endpoint));
+    node.arrives(PORT1, &transit(&later)).passes(Outcome::LayerTwoTransit);
+    node.arrives(PORT1, &later).becomes(Outcome::Fragment, &later.clone().to(endpoint));
+}
+
+fn an_error_in_transit_does_not_follow_a_flow(wire: Wire) {
+    let (node, vip) = opened(wire);
+    // The client refuses what the Service sent.
+    let about = wire.talk(vip, client(wire)).with_ttl(61);
+    let (kind, code) = if about.is_v4() { (3, 3) } else { (1, 4) };
+    let error = Packet::icmp(client(wire).ip(), vip.ip(), kind, code, [0; 4]).carrying(&about.bytes()[14..]);
+    node.arrives(PORT1, &error.on_wire(PORT1.peer, STRANGER_MAC)).passes(Outcome::LayerTwoTransit);
 }
 
 fn a_frame_to_another_mac_on_a_routed_device_is_left_alone(wire: Wire) {

@@ -48,7 +48,7 @@ pub enum Command {
     /// Mount the BPF file system that the pins lie on, if nobody has yet
     ///
     /// For an init container whose mount is shared with the host: pins must outlive the pod.
-    Mount(PinArgs),
+    Mount(MountArgs),
 
     /// Detach and unpin everything that Fairlead made, and say what was removed
     Cleanup(PinArgs),
@@ -60,6 +60,17 @@ pub struct PinArgs {
     /// Directory of the pinned maps, programs and links, on a BPF file system
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fairlead")]
     pub pin_path: PathBuf,
+}
+
+/// Options of `fairlead mount`.
+#[derive(Clone, Debug, Args)]
+pub struct MountArgs {
+    /// Where the pins are
+    #[command(flatten)]
+    pub pins: PinArgs,
+    /// Also set the entries of /proc/sys that `run` needs, where its own container may not
+    #[arg(long)]
+    pub sysctls: bool,
 }
 
 /// Options of the commands that show maps.
@@ -108,7 +119,8 @@ pub struct RunArgs {
     ///
     /// Without a pattern every device is served by the role that its kind, addresses, routes and master give it. A
     /// pattern limits Fairlead to the devices it matches (`*` any text, `?` one character); `!` in front excludes.
-    /// NAME=ROLE overrides the role found: uplink, pod, bridge-port, bridge, tunnel, or none.
+    /// NAME=ROLE overrides the role found: uplink, pod, bridge-port, bridge, tunnel, or none. `lo` is a device like any
+    /// other: without it, processes of the node do not reach NodePorts of its own.
     #[arg(long, value_name = "PATTERN|NAME=ROLE", value_delimiter = ',')]
     pub devices: Vec<String>,
     /// Where the pins are

@@ -41,12 +41,14 @@ pub struct Node {
     sysctls: Sysctls,
     /// What was said of the source ports last.
     said: Option<String>,
+    /// Whether the lack of `accept_local` was logged.
+    told_of_loopback: bool,
 }
 
 impl Node {
     /// Nothing looked at yet.
     pub const fn new(rules: Rules, sysctls: Sysctls) -> Self {
-        Self { rules, sysctls, said: None }
+        Self { rules, sysctls, said: None, told_of_loopback: false }
     }
 
     /// What should be said before the own Node is known.
@@ -58,6 +60,7 @@ impl Node {
             LocalPods::Unknown => Local::Unknown,
         };
         let masquerade_all = self.rules.masquerade_all;
+        self.accept_local();
         Wanted { kube_proxy, masquerade_all, local, source_ports: self.source_ports().0, service_cidrs: None }
     }
 
@@ -65,6 +68,25 @@ impl Node {
     fn told(&self, wanted: &mut Wanted, pod_cidrs: Option<&Vec<IpNet>>) {
         if let (LocalPods::OfNode, Some(networks)) = (&self.rules.local_pods, pod_cidrs) {
             wanted.local = Local::Networks(first_of_each_family(networks));
+        }
+    }
+
+    /// Lets the answers of the node's own addresses in on `lo`.
+    fn accept_local(&mut self) {
+        if self.sysctls.accepts_local() {
+            return;
+        }
+        let set = self.rules.manage_sysctls.then(|| self.sysctls.accept_local());
+        if let Some(Ok(set)) = &set {
+            let (entry, change, file) = (set.name(), set.change(), self.sysctls.record().display());
+            tracing::info!(entry, change, %file, "answers of the node's own addresses come in on lo; `fairlead cleanup` restores it");
+        } else if !std::mem::replace(&mut self.told_of_loopback, true) {
+            let why = set.and_then(Result::err).map(|error| format!(" cannot be set ({error})"));
+            tracing::warn!(
+                "net.ipv4.conf.lo.accept_local is 0{}: processes of this node get no answer from NodePorts of its own IPv4 \
+                 addresses, nor from other Services at these (sysctl -w net.ipv4.conf.lo.accept_local=1)",
+                why.map_or_else(String::new, |why| format!(" and{why}"))
+            );
         }
     }
 
@@ -121,6 +143,7 @@ pub async fn run(mut map: SettingsMap, mut node: Node, mut wanted: Wanted, mut i
         tokio::select! {
             _ = ticks.tick() => {
                 wanted.kube_proxy = kube_proxy::stands().context("cannot look for kube-proxy's rules")?;
+                node.accept_local();
                 let (ports, problem) = node.source_ports();
                 wanted.source_ports = ports;
                 if problem != wrong {

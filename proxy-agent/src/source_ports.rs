@@ -15,6 +15,8 @@ pub const ENOUGH: u32 = 4_096;
 
 /// What is taken from the node's own range where that leaves too few.
 pub const RESERVED: Span = 61_000..=65_535;
+/// The range that the API server allocates NodePorts from by default.
+pub const NODE_PORTS: Span = 30_000..=32_767;
 
 /// Ports in a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -9,11 +9,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::dataplane::pin::PinRoot;
 use crate::dataplane::sys;
-use crate::source_ports::{ENOUGH, Ports, RESERVED, SourcePorts, Span, span_text};
+use crate::source_ports::{ENOUGH, NODE_PORTS, Ports, RESERVED, SourcePorts, Span, span_text};
 use crate::status::file::directory;
 
 const RANGE: &str = "net/ipv4/ip_local_port_range";
 const RESERVED_PORTS: &str = "net/ipv4/ip_local_reserved_ports";
+/// Whether a packet from one of the node's own addresses may come in on `lo`: the answer of a Service at such an address
+/// to a process of the node does. IPv6 has no such check.
+const ACCEPT_LOCAL: &str = "net/ipv4/conf/lo/accept_local";
+const ACCEPT_LOCAL_ALL: &str = "net/ipv4/conf/all/accept_local";
 /// What kernels start with.
 const DEFAULT_RANGE: Span = 32_768..=60_999;
 
@@ -24,8 +28,31 @@ pub struct Set {
     pub entry: String,
     /// What it said before.
     pub before: String,
-    /// What was added to it.
+    /// What was added to it, if it is a list; else what it was set to.
     pub added: String,
+}
+
+impl Set {
+    /// Its name as `sysctl` has it.
+    pub fn name(&self) -> String {
+        self.entry.replace('/', ".")
+    }
+
+    /// What was done to it.
+    pub fn change(&self) -> String {
+        let Self { entry, before, added } = self;
+        if entry == RESERVED_PORTS { format!("{added} added") } else { format!("{added} in place of {before}") }
+    }
+
+    /// How it was undone.
+    pub fn undone(&self) -> String {
+        let (name, Self { entry, before, added }) = (self.name(), self);
+        if entry == RESERVED_PORTS {
+            format!("took {added} out of {name} again")
+        } else {
+            format!("set {name} from {added} to {before} again")
+        }
+    }
 }
 
 /// The file: what was set, and in which network namespace.
@@ -76,14 +103,42 @@ impl Sysctls {
         let mut next = held.clone();
         next.set(&RESERVED, true);
         let set = Set { entry: RESERVED_PORTS.to_owned(), before: held.to_string(), added: span_text(&RESERVED) };
+        self.put(&set, &next.to_string())?;
+        Ok(set)
+    }
+
+    /// True if answers of the node's own addresses come in on `lo`.
+    pub fn accepts_local(&self) -> bool {
+        [ACCEPT_LOCAL, ACCEPT_LOCAL_ALL].iter().any(|entry| self.read(entry).is_ok_and(|value| value != "0"))
+    }
+
+    /// Lets them in. Returns what was set.
+    pub fn accept_local(&self) -> io::Result<Set> {
+        let set = Set { entry: ACCEPT_LOCAL.to_owned(), before: self.read(ACCEPT_LOCAL)?, added: "1".to_owned() };
+        self.put(&set, "1")?;
+        Ok(set)
+    }
+
+    /// Sets all that an agent would set. Returns what was not so already.
+    pub fn prepare(&self) -> io::Result<Vec<Set>> {
+        let mut done = Vec::new();
+        if !self.accepts_local() {
+            done.push(self.accept_local()?);
+        }
+        if let (_, Some(set)) = self.source_ports(&NODE_PORTS, true) {
+            done.push(set?);
+        }
+        Ok(done)
+    }
+
+    fn put(&self, set: &Set, value: &str) -> io::Result<()> {
         // The file first: an agent that dies in between has set nothing that nobody knows of.
         let mut record = self.read_record()?.unwrap_or_default();
         if !record.set.iter().any(|known| known.entry == set.entry) {
             record.set.push(set.clone());
         }
         self.write_record(&record)?;
-        fs::write(self.root.join(RESERVED_PORTS), next.to_string())?;
-        Ok(set)
+        fs::write(self.root.join(&set.entry), value)
     }
 
     /// What was set and not restored yet.
@@ -95,6 +150,12 @@ impl Sysctls {
     pub fn restore(&self) -> io::Result<Vec<Set>> {
         let Some(record) = self.read_record()? else { return Ok(Vec::new()) };
         for set in &record.set {
+            if set.entry != RESERVED_PORTS {
+                if self.read(&set.entry)? == set.added {
+                    fs::write(self.root.join(&set.entry), &set.before)?;
+                }
+                continue;
+            }
             let (Some(before), Some(added)) = (Ports::parse(&set.before), parse_span(&set.added)) else {
                 return Err(io::Error::new(
                     ErrorKind::InvalidData,
@@ -160,8 +221,6 @@ mod tests {
         sysctls
     }
 
-    const NODE_PORTS: Span = 30_000..=32_767;
-
     #[test]
     fn a_range_is_two_numbers() {
         assert_eq!(parse_range("32768\t60999\n"), Some(32_768..=60_999));
@@ -205,6 +264,28 @@ mod tests {
         let (ports, set) = sysctls.source_ports(&NODE_PORTS, true);
         assert_eq!(ports.to_string(), "62001-65535");
         set.unwrap().unwrap_err();
+    }
+
+    #[test]
+    fn what_comes_from_the_nodes_own_addresses_is_let_in_and_shut_out_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let sysctls = sysctls(dir.path(), "32768\t60999\n", "8080\n");
+        let entry = sysctls.root.join(ACCEPT_LOCAL);
+        assert!(!sysctls.accepts_local());
+        sysctls.accept_local().unwrap_err();
+        fs::create_dir_all(entry.parent().unwrap()).unwrap();
+        fs::write(&entry, "0\n").unwrap();
+        assert!(!sysctls.accepts_local());
+        assert_eq!(sysctls.accept_local().unwrap().change(), "1 in place of 0");
+        assert!(sysctls.accepts_local());
+        assert_eq!(sysctls.set().unwrap()[0].name(), "net.ipv4.conf.lo.accept_local");
+        sysctls.restore().unwrap();
+        assert_eq!((sysctls.accepts_local(), fs::read_to_string(&entry).unwrap().as_str()), (false, "0"));
+        // Who has set it since has a reason.
+        sysctls.accept_local().unwrap();
+        fs::write(&entry, "2\n").unwrap();
+        sysctls.restore().unwrap();
+        assert_eq!(fs::read_to_string(&entry).unwrap(), "2\n");
     }
 
     #[test]

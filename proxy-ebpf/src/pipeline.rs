@@ -113,7 +113,8 @@ fn leaving<F: Steps>(skb: &Skb) -> Option<u8> {
     }
     let dst = maps::filter(&dst);
     let direct = if dst & filter::ENDPOINT != 0 { filter::DIRECT } else { 0 };
-    Some(bits | dst & filter::SERVICE | direct)
+    // A NodePort of the own node is met on lo.
+    Some(bits | dst & (filter::SERVICE | filter::NODE) | direct)
 }
 
 /// True if the packet may be ours, or is too short to say. Tells the program that is jumped to.

@@ -37,8 +37,7 @@ pub(super) fn main(args: PinArgs) -> anyhow::Result<ExitCode> {
     let sysctls = Sysctls::of(&pins)?;
     match sysctls.restore() {
         Ok(restored) => {
-            let line = |set: &Set| format!("took {} out of {} again", set.added, set.entry.replace('/', "."));
-            report.extend(restored.iter().map(line));
+            report.extend(restored.iter().map(Set::undone));
         }
         Err(error) => problems.push(format!("cannot restore what {} says: {error}", sysctls.record().display())),
     }

@@ -92,7 +92,8 @@ pub(super) fn main(args: &ShowArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn role_of(byte: u8) -> &'static str {
-    let known = ROLES.iter().filter_map(|(_, role)| *role).find(|role: &Role| *role as u8 == byte);
+    let mut known = ROLES.iter().filter_map(|(_, role)| *role).chain([Role::Loopback]);
+    let known = known.find(|role: &Role| *role as u8 == byte);
     known.map_or("?", |role| role_name(Some(role)))
 }
 

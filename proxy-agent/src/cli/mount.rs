@@ -1,12 +1,22 @@
-//! `fairlead mount`: the BPF file system of the host, from an init container.
+//! `fairlead mount`: what only a privileged container may do for the host, from an init container.
 
 use std::process::ExitCode;
 
-use crate::args::PinArgs;
-use crate::dataplane::pin::PinRoot;
+use anyhow::Context as _;
 
-pub(super) fn main(args: PinArgs) -> anyhow::Result<ExitCode> {
-    let mounted = PinRoot::new(args.pin_path)?.mount()?;
+use crate::args::MountArgs;
+use crate::dataplane::pin::PinRoot;
+use crate::sysctl::Sysctls;
+
+pub(super) fn main(args: MountArgs) -> anyhow::Result<ExitCode> {
+    let pins = PinRoot::new(args.pins.pin_path)?;
+    let mounted = pins.mount()?;
     super::print(if mounted { "mounted the BPF file system\n" } else { "a BPF file system is mounted\n" })?;
+    if args.sysctls {
+        let set = Sysctls::of(&pins).and_then(|sysctls| sysctls.prepare());
+        for set in set.context("cannot set what the agent needs below /proc/sys")? {
+            super::print(&format!("{}: {}\n", set.name(), set.change()))?;
+        }
+    }
     Ok(ExitCode::SUCCESS)
 }

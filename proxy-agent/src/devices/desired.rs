@@ -107,6 +107,7 @@ fn pods_send_on(device: &Device, master: Option<&Device>, role: Role, pods: Opti
     let mut names = [Some(device), master].into_iter().flatten().map(|device| device.link.name.as_str());
     match pods {
         None => false,
+        Some(_) if role == Role::Loopback => false,
         Some(LocalDevices::Found) => matches!(role, Role::Pod | Role::BridgePort),
         Some(LocalDevices::Bridge(bridge)) => names.any(|name| name == bridge),
         Some(LocalDevices::Prefix(prefix)) => names.any(|name| name.starts_with(prefix)),

@@ -19,19 +19,18 @@ pub enum Decision {
 impl Decision {
     /// True if the device carries programs: a bridge of pods does not, its ports do.
     pub const fn carries_programs(self) -> bool {
-        matches!(self, Self::Serve(Role::Uplink | Role::Pod | Role::BridgePort | Role::Tunnel))
+        matches!(self, Self::Serve(Role::Uplink | Role::Pod | Role::BridgePort | Role::Tunnel | Role::Loopback))
     }
 }
 
 /// Decides on a device.
 pub fn decide(inventory: &Inventory, device: &Device, selection: &Selection) -> Decision {
     let link = &device.link;
-    if link.loopback {
-        return Decision::Skip("loopback");
-    }
     match selection.of(&link.name) {
         Selected::Not => return Decision::Skip("not among --devices"),
         Selected::Given(None) => return Decision::Skip("left alone by --devices"),
+        // The node's processes meet its own addresses there, and nobody else does.
+        _ if link.loopback => return Decision::Serve(Role::Loopback),
         Selected::Given(Some(role)) if link.ethernet => return Decision::Serve(role),
         Selected::Given(Some(_)) | Selected::Found => {}
     }
@@ -214,32 +213,38 @@ mod tests {
     }
 
     #[test]
-    fn loopback_cilium_and_inert_devices_are_left_alone() {
+    fn loopback_is_served_for_the_nodes_own_processes_unless_left_out() {
+        let inv = inventory([Event::Link(link(1, "lo", Kind::Physical)), Event::Address(1, address("203.0.113.9/32"))]);
+        let of = |items: &[&str]| {
+            let items: Vec<_> = items.iter().map(|item| (*item).to_owned()).collect();
+            decide(&inv, inv.device(1).unwrap(), &Selection::parse(&items).unwrap())
+        };
+        assert_eq!(of(&[]), Decision::Serve(Role::Loopback));
+        assert_eq!(of(&["*=uplink"]), Decision::Serve(Role::Loopback), "it has no other role");
+        assert_eq!(of(&["lo=none"]), Decision::Skip("left alone by --devices"));
+        assert_eq!(of(&["eth*"]), Decision::Skip("not among --devices"));
+    }
+
+    #[test]
+    fn cilium_and_inert_devices_are_left_alone() {
         let inv = inventory([
-            Event::Link(link(1, "lo", Kind::Physical)),
-            Event::Address(1, address("203.0.113.9/32")),
             Event::Link(link(2, "cilium_host", Kind::Veth)),
             Event::Link(link(3, "nodelocaldns", Kind::Inert)),
             Event::Address(3, address("169.254.20.10/32")),
             Event::Link(link(4, "nk0", Kind::Netkit)),
         ]);
-        for index in 1..=4 {
+        for index in 2..=4 {
             assert!(matches!(decide_in(&inv, index), Decision::Skip(_)), "{index}");
         }
     }
 
     #[test]
-    fn a_given_role_wins_but_never_on_loopback_or_without_ethernet() {
+    fn a_given_role_wins_but_never_without_ethernet() {
         let mut flat = link(5, "tunl0", Kind::Tunnel);
         flat.ethernet = false;
-        let inv = inventory([
-            Event::Link(link(1, "lo", Kind::Physical)),
-            Event::Link(link(2, "cilium_host", Kind::Veth)),
-            Event::Link(flat),
-        ]);
+        let inv = inventory([Event::Link(link(2, "cilium_host", Kind::Veth)), Event::Link(flat)]);
         let selection = Selection::parse(&["*=uplink".to_owned()]).unwrap();
         let of = |index| decide(&inv, inv.device(index).unwrap(), &selection);
-        assert_eq!(of(1), Decision::Skip("loopback"));
         assert_eq!(of(2), Decision::Serve(Role::Uplink));
         assert!(matches!(of(5), Decision::Skip(_)));
     }

@@ -19,7 +19,8 @@ pub const ROLES: [(&str, GivenRole); 6] = [
 
 /// The name of a role.
 pub fn role_name(role: GivenRole) -> &'static str {
-    ROLES.iter().find(|(_, r)| *r == role).map_or("none", |(name, _)| name)
+    let given = ROLES.iter().find(|(_, r)| *r == role).map_or("none", |(name, _)| name);
+    if role == Some(Role::Loopback) { "loopback" } else { given }
 }
 
 /// What `--devices` says.

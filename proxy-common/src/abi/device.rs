@@ -16,6 +16,8 @@ pub enum Role {
     Bridge = 4,
     /// The inner device of an overlay.
     Tunnel = 5,
+    /// `lo`: processes of the node meet the node's own addresses there.
+    Loopback = 6,
 }
 
 abi_struct! {

@@ -64,7 +64,7 @@ impl Seen {
 #[inline(always)]
 fn resolve<F: Cidrs>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen) -> Outcome {
     let bits = seen.bits_of_filter();
-    if key.dir == Direction::Out as u8 && bits & (filter::SERVICE | filter::DIRECT) == 0 {
+    if key.dir == Direction::Out as u8 && bits & (filter::SERVICE | filter::NODE | filter::DIRECT) == 0 {
         return Outcome::NotOurs;
     }
     let Some(service) = service::find(key, seen) else { return no_service(skb, key, found, seen) };

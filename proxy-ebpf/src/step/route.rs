@@ -5,6 +5,7 @@ use proxy_common::Outcome;
 use proxy_common::abi::{Config, Device, Direction, Flow, FlowKey, Role};
 use proxy_common::{V4, V6};
 
+use super::choose::spare_port;
 use crate::config;
 use crate::ctx::tc::{Fib, Skb};
 use crate::maps::{self, Maps};
@@ -115,6 +116,11 @@ fn to_node<F: Source>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>) -> Resul
     found.flags |= Flow::<F>::REINJECT | Flow::<F>::HAIRPIN;
     found.ifindex = skb.ifindex();
     found.entry_mac = device.mac;
+    if skb.ifindex() == LOOPBACK && found.sport == key.sport {
+        // The Service's address is the node's own: a connection without a Service may have this very tuple.
+        found.sport = spare_port(u32::from(key.sport) << 4, 0);
+        found.flags |= Flow::<F>::PINNED;
+    }
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 //!
 //! * [`rows`]: ratios of the same path with and without the programs, in network namespaces, on one core;
 //! * [`classes`]: nanoseconds and look-ups per packet for each class of packet, by `BPF_PROG_TEST_RUN`;
-//! * [`soak`], [`exchange`]: long runs that must lose nothing.
+//! * [`soak`], [`exchange`], [`masquerade`]: long runs that must lose nothing.
 //! * [`scale`]: thousands of Services behind a real API server.
 //!
 //! `docs/benchmarks.md` explains the method.
@@ -11,6 +11,7 @@ pub mod classes;
 pub mod counters;
 pub mod exchange;
 pub mod harness;
+pub mod masquerade;
 pub mod path;
 pub mod plane;
 pub mod report;

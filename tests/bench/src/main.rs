@@ -5,7 +5,7 @@ use std::{borrow::Cow, path::PathBuf, process::ExitCode, time::Duration};
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
 use fairlead_bench::{
-    exchange, report,
+    exchange, masquerade, report,
     rows::{Effort, Traffic},
     scale, sender, soak,
 };
@@ -77,6 +77,18 @@ enum Command {
         #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
         times: u32,
     },
+    /// Short connections through a masquerading NodePort to one endpoint, beside connections of the node's own
+    Masquerade {
+        /// Short connections
+        #[arg(long, value_name = "N", default_value_t = 1_000_000)]
+        connections: u64,
+        /// At most so many a second; 0: as many as go
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        rate: u64,
+        /// Connections of the node's own with the endpoint
+        #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u16).range(..=10_000))]
+        own: u16,
+    },
     /// Thousands of Services behind a real API server: changes, starts, memory
     Scale(ScaleArgs),
 }
@@ -119,6 +131,11 @@ fn run(cli: &Cli) -> Result<bool> {
         Some(Command::Scale(ref args)) => measure_scale(args),
         Some(Command::Soak { flows, rate, idle, flood }) => {
             let seen = soak::run(soak::Plan { idle, flows, rate, flood })?;
+            println!("{seen}");
+            Ok(seen.holds())
+        }
+        Some(Command::Masquerade { connections, rate, own }) => {
+            let seen = masquerade::run(masquerade::Plan { connections, rate, own })?;
             println!("{seen}");
             Ok(seen.holds())
         }

@@ -169,6 +169,9 @@ fn load(object: &[u8], pins: &PinRoot) -> Result<Ebpf> {
     // One seed for all runs: the same flows choose the same endpoints.
     (settings.abi_version, settings.seed, settings.flags) = (ABI_VERSION, 1, features.flags());
     settings.new_timeout_secs = Config::NEW_TIMEOUT_SECS;
+    // What a node with the kernel's usual ip_local_port_range leaves to masquerade.
+    (settings.snat_low_first, settings.snat_low_count) = (1_024, 28_976);
+    (settings.snat_high_first, settings.snat_high_count) = (61_000, 4_536);
     // What a reject costs, not how often it is allowed.
     settings.reject_per_sec = u32::MAX;
     config.set(0, settings, 0)?;

@@ -28,6 +28,10 @@ pub enum Traffic {
     Established,
     /// UDP, one way, each packet a flow of its own.
     NewFlow,
+    /// The first to a NodePort, whose source is exchanged as well.
+    Masqueraded,
+    /// The second to a NodePort.
+    NewMasqueraded,
     /// UDP to a pod that is no endpoint of any Service.
     Other,
     /// UDP to an endpoint's own address, past every Service.
@@ -36,13 +40,16 @@ pub enum Traffic {
 
 impl Traffic {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Established, Self::NewFlow, Self::Other, Self::Direct];
+    pub const ALL: [Self; 6] =
+        [Self::Established, Self::NewFlow, Self::Masqueraded, Self::NewMasqueraded, Self::Other, Self::Direct];
 
     /// In words.
     pub const fn describe(self) -> &'static str {
         match self {
             Self::Established => "established UDP flow",
             Self::NewFlow => "every packet a new flow",
+            Self::Masqueraded => "established, masqueraded",
+            Self::NewMasqueraded => "each a new flow, masqueraded",
             Self::Other => "no Service's traffic",
             Self::Direct => "endpoint's own address",
         }
@@ -53,17 +60,30 @@ impl Traffic {
         match self {
             Self::Established => Some(1.10),
             Self::NewFlow => Some(1.6),
+            Self::Masqueraded => Some(1.15),
+            Self::NewMasqueraded => Some(2.5),
             Self::Other => Some(1.05),
             Self::Direct => None,
         }
     }
 
-    /// What the programs must say of each packet; `None`: they must leave it alone.
-    const fn outcomes(self) -> &'static [Outcome] {
+    /// What the programs must say of each packet, where it arrives and where it leaves.
+    const fn outcomes(self) -> &'static [&'static [Outcome]] {
+        const NEW: &[Outcome] = &[Outcome::RequestNew, Outcome::RequestHalfOpen];
         match self {
-            Self::Established => &[Outcome::Request],
-            Self::NewFlow => &[Outcome::RequestNew, Outcome::RequestHalfOpen],
+            Self::Established => &[&[Outcome::Request]],
+            Self::NewFlow => &[NEW],
+            Self::Masqueraded => &[&[Outcome::Request], &[Outcome::Masqueraded]],
+            Self::NewMasqueraded => &[NEW, &[Outcome::Masqueraded]],
             Self::Other | Self::Direct => &[],
+        }
+    }
+
+    /// Where it is sent to, if it is a Service's.
+    fn service(self, path: &Path, v6: bool) -> SocketAddr {
+        match self {
+            Self::Masqueraded | Self::NewMasqueraded => SocketAddr::new(path.lab.node.ip(v6), services::MASQUERADED),
+            _ => SocketAddr::new(services::vip(v6), PORT),
         }
     }
 }
@@ -182,7 +202,7 @@ impl Bench {
         let path = Path::new()?;
         let devices = path.devices()?;
         let pins = |name: &str| path.lab.pin_path().with_file_name(format!("{}-{name}", path.lab.id));
-        let few = Plane::new(object, &path.lab.node.ns, &devices, pins("few"), &path.plan(2))?;
+        let few = Plane::new(object, &path.lab.node.ns, &devices, pins("few"), &path.plan(3))?;
         let many = Plane::new(object, &path.lab.node.ns, &devices, pins("many"), &path.plan(effort.many))?;
         Ok(Self { path, few, many, effort, state: State::Bare })
     }
@@ -263,11 +283,11 @@ impl Bench {
         );
         let (Some(counters), Some(before)) = (self.counters(), before) else { return Ok(slice) };
         let judged = counters.since(&before)?;
-        let expected: u64 = traffic.outcomes().iter().filter_map(|outcome| judged.get(outcome)).sum();
-        let other = judged.values().sum::<u64>() - expected;
-        let wanted = if traffic.outcomes().is_empty() { 0 } else { slice.sent };
+        let count = |outcomes: &[Outcome]| outcomes.iter().filter_map(|outcome| judged.get(outcome)).sum::<u64>();
+        let expected: Vec<_> = traffic.outcomes().iter().map(|outcomes| count(outcomes)).collect();
+        let other = judged.values().sum::<u64>() - expected.iter().sum::<u64>();
         ensure!(
-            expected == wanted && other <= slice.sent / 1_000,
+            expected.iter().all(|count| *count == slice.sent) && other <= slice.sent / 1_000,
             "{traffic:?} {:?}: the programs judged {} packets as {judged:?}",
             self.state,
             slice.sent
@@ -277,11 +297,11 @@ impl Bench {
 
     /// Senders for the three states.
     fn senders(&mut self, traffic: Traffic, v6: bool) -> Result<[Sender; 3]> {
-        let vip = SocketAddr::new(services::vip(v6), PORT);
+        let vip = traffic.service(&self.path, v6);
         let targets = self.path.targets(v6);
         let first = *targets.first().context("no endpoint")?;
         match traffic {
-            Traffic::Established => {
+            Traffic::Established | Traffic::Masqueraded => {
                 self.enter(State::Bare)?;
                 let bare = self.established(first)?;
                 self.enter(State::Few)?;
@@ -289,7 +309,7 @@ impl Bench {
                 self.enter(State::Many)?;
                 Ok([bare, few, self.lasting(vip)?])
             }
-            Traffic::NewFlow => {
+            Traffic::NewFlow | Traffic::NewMasqueraded => {
                 // The neighbours' MACs are found out beforehand: each packet of the slices is to be forwarded at once.
                 self.enter(State::Bare)?;
                 for target in &targets {

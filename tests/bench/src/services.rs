@@ -21,6 +21,8 @@ pub const ENDPOINTS: u8 = 10;
 pub const PORT: u16 = 80;
 /// The NodePort of the Service under test, with `externalTrafficPolicy: Local`.
 pub const NODE_PORT: u16 = 30_080;
+/// The NodePort of another one with the same endpoints, with `externalTrafficPolicy: Cluster`.
+pub const MASQUERADED: u16 = 30_081;
 /// The port on which its endpoints listen.
 pub const TARGET: u16 = 8_080;
 
@@ -56,9 +58,14 @@ pub struct Plan {
 /// The index as the agent has it after its first full lists.
 pub fn index(plan: &Plan) -> Index {
     let mut index = Index::default();
-    let mut services =
-        vec![(under_test("target", 10, NODE_PORT), plan.endpoints.clone()), (under_test("nobody", 11, 0), Vec::new())];
-    services.extend((2..plan.services).map(filler));
+    let mut masqueraded = under_test("masqueraded", 12, MASQUERADED);
+    masqueraded.external_local_asked = false;
+    let mut services = vec![
+        (under_test("target", 10, NODE_PORT), plan.endpoints.clone()),
+        (under_test("nobody", 11, 0), Vec::new()),
+        (masqueraded, plan.endpoints.clone()),
+    ];
+    services.extend((3..plan.services).map(filler));
     index.apply(Event::Init(Kind::Service));
     index.apply(Event::Init(Kind::EndpointSlice));
     for (service, endpoints) in services {

@@ -26,7 +26,7 @@ use super::netns::{self, NetNs};
 use super::programs::Programs;
 use super::ran::{Hook, Ran};
 use super::service::Service;
-use super::world::{self, BRIDGE, Device, NODE_NAME, POD1, POD2, PORT1, PORT2, UPLINK};
+use super::world::{self, BRIDGE, Device, LOOPBACK, NODE_NAME, POD1, POD2, PORT1, PORT2, UPLINK};
 
 /// Names the object to test instead of the one that belongs to the agent.
 const OBJECT_VARIABLE: &str = "FAIRLEAD_EBPF_OBJECT";
@@ -313,6 +313,7 @@ fn configure(maps: &mut Maps, settings: Settings) {
 /// What the agent knows of a device of the test world.
 fn described(device: Device) -> abi::Device {
     let (role, master) = match device {
+        LOOPBACK => (Role::Loopback, None),
         UPLINK => (Role::Uplink, None),
         POD1 | POD2 => (Role::Pod, None),
         PORT1 | PORT2 => (Role::BridgePort, Some(BRIDGE)),
@@ -334,7 +335,7 @@ fn described(device: Device) -> abi::Device {
 }
 
 fn describe_devices(maps: &mut Maps) {
-    for device in [UPLINK, POD1, POD2, BRIDGE, PORT1, PORT2] {
+    for device in [LOOPBACK, UPLINK, POD1, POD2, BRIDGE, PORT1, PORT2] {
         maps.put_device(&described(device));
     }
 }

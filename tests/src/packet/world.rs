@@ -29,6 +29,8 @@ const fn mac(last: u8) -> Mac {
     [2, 0, 0, 0, 0, last]
 }
 
+/// The node's own: what leaves by it arrives on it. Its index is the same in every network namespace.
+pub const LOOPBACK: Device = Device { name: "lo", ifindex: 1, mac: [0; 6], peer: [0; 6] };
 /// The way out; its peer is the gateway.
 pub const UPLINK: Device = Device { name: "uplink0", ifindex: 11, mac: mac(0x11), peer: mac(0xfe) };
 /// The host's end of the first routed pod.

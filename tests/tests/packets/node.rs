@@ -1,7 +1,7 @@
 //! The node's own processes, whose requests meet us at egress and whose replies are brought back to them.
 
-use fairlead_tests::packet::world::{self, BRIDGE, POD2, PORT1, UPLINK};
-use fairlead_tests::packet::{Node, Table, Wire};
+use fairlead_tests::packet::world::{self, BRIDGE, LOOPBACK, POD2, PORT1, UPLINK};
+use fairlead_tests::packet::{Node, Packet, Table, Wire};
 use proxy_common::Outcome;
 
 use crate::cases::{PORT, TARGET, Talk, at, by_now, other, out_of, web};
@@ -12,6 +12,10 @@ wires! {
     a_process_of_the_node_reaches_a_pod_of_the_node,
     a_process_of_the_node_takes_the_address_of_the_way_to_the_endpoint,
     rule_74_a_process_of_the_node_reaches_an_endpoint_that_is_the_node,
+    rule_92_a_process_of_the_node_reaches_a_node_port_of_its_own_node,
+    rule_92_a_process_of_the_node_reaches_itself_by_a_node_port,
+    rule_89_a_node_port_is_none_on_loopbacks_own_address,
+    what_a_process_of_the_node_says_to_itself_is_left_alone,
     an_endpoint_that_no_route_leads_to_is_dropped,
     an_endpoint_that_a_route_forbids_is_dropped,
     a_forwarded_packet_to_a_service_is_not_taken_for_the_nodes_own,
@@ -20,7 +24,7 @@ wires! {
 
 const PROCESS: u16 = 50_000;
 
-fn sent(wire: Wire, vip: std::net::SocketAddr) -> fairlead_tests::packet::Packet {
+fn sent(wire: Wire, vip: std::net::SocketAddr) -> Packet {
     wire.opening(wire.at(world::node, PROCESS), vip).on_wire(UPLINK.mac, UPLINK.peer)
 }
 
@@ -106,6 +110,71 @@ fn rule_74_a_process_of_the_node_reaches_an_endpoint_that_is_the_node(wire: Wire
     let further = wire.talk(process, vip).on_wire(UPLINK.mac, UPLINK.peer);
     let expected = further.clone().from(as_service).to(endpoint).on_wire(UPLINK.mac, UPLINK.mac);
     node.sends(UPLINK, &further).is_redirected(Outcome::RequestHalfOpen, &expected);
+}
+
+const NODE_PORT: u16 = 30_080;
+
+/// As the packets on `lo` are.
+fn on_loopback(packet: Packet) -> Packet {
+    at(LOOPBACK, packet)
+}
+
+fn rule_92_a_process_of_the_node_reaches_a_node_port_of_its_own_node(wire: Wire) {
+    let (to, endpoint) = (wire.at(world::node, NODE_PORT), wire.at(world::remote, TARGET));
+    let process = wire.at(world::node, PROCESS);
+    // Whatever the policy: the node itself may use any endpoint (rule 69).
+    for service in [web(wire).node_port(NODE_PORT), web(wire).external_local().node_port(NODE_PORT)] {
+        let node = Node::serving(&[&service.elsewhere(endpoint.ip())]);
+        let opening = on_loopback(wire.opening(process, to));
+        node.sends(LOOPBACK, &opening).is_redirected(Outcome::RequestNew, &opening.clone().to(endpoint));
+        let answer = at(UPLINK, wire.answer(endpoint, process));
+        let expected = answer.clone().from(to).on_wire(UPLINK.peer, LOOPBACK.mac);
+        node.arrives(UPLINK, &answer).is_redirected(Outcome::ReplyHalfOpen, &expected);
+        // There it is a packet like any other.
+        node.arrives(LOOPBACK, &on_loopback(wire.answer(to, process))).is_left_alone();
+        let further = on_loopback(wire.talk(process, to));
+        node.sends(LOOPBACK, &further).is_redirected(Outcome::RequestHalfOpen, &further.clone().to(endpoint));
+    }
+}
+
+fn rule_92_a_process_of_the_node_reaches_itself_by_a_node_port(wire: Wire) {
+    let (to, endpoint) = (wire.at(world::node, NODE_PORT), wire.at(world::node, TARGET));
+    let process = wire.at(world::node, PROCESS);
+    let node = Node::serving(&[&web(wire).node_port(NODE_PORT).here(endpoint.ip())]);
+    let opening = on_loopback(wire.opening(process, to));
+    let ran = node.sends(LOOPBACK, &opening);
+    // The endpoint sees the node either way; its connections without a Service have ports of their own.
+    let seen = ran.source();
+    assert_ne!(seen.port(), PROCESS);
+    ran.is_redirected(Outcome::RequestNew, &opening.clone().from(seen).to(endpoint));
+    let direct = on_loopback(wire.opening(process, endpoint));
+    node.sends(LOOPBACK, &direct).is_left_alone();
+    let arriving = on_loopback(wire.opening(seen, endpoint));
+    node.arrives(LOOPBACK, &arriving).is_left_alone();
+    let answer = on_loopback(wire.answer(endpoint, seen));
+    let expected = answer.clone().from(to).to(process);
+    node.sends(LOOPBACK, &answer).is_redirected(Outcome::ReplyHalfOpen, &expected);
+    node.sends(LOOPBACK, &on_loopback(wire.answer(endpoint, process))).is_left_alone();
+    let further = on_loopback(wire.talk(process, to));
+    node.sends(LOOPBACK, &further)
+        .is_redirected(Outcome::RequestHalfOpen, &further.clone().from(seen).to(endpoint));
+}
+
+fn rule_89_a_node_port_is_none_on_loopbacks_own_address(wire: Wire) {
+    let node = Node::serving(&[&web(wire).node_port(NODE_PORT).elsewhere(world::remote(wire.family))]);
+    let own = if wire.at(world::node, 1).is_ipv4() { "127.0.0.1" } else { "::1" };
+    let own = own.parse().expect("an address");
+    let packet = wire.opening(std::net::SocketAddr::new(own, PROCESS), std::net::SocketAddr::new(own, NODE_PORT));
+    node.sends(LOOPBACK, &on_loopback(packet)).is_left_alone();
+}
+
+fn what_a_process_of_the_node_says_to_itself_is_left_alone(wire: Wire) {
+    let node = Node::serving(&[&web(wire).node_port(NODE_PORT).elsewhere(world::remote(wire.family))]);
+    let (process, other) = (wire.at(world::node, PROCESS), wire.at(world::node, 22));
+    for packet in [wire.opening(process, other), wire.talk(process, other), wire.talk(other, process)] {
+        node.sends(LOOPBACK, &on_loopback(packet.clone())).is_left_alone();
+        node.arrives(LOOPBACK, &on_loopback(packet)).is_left_alone();
+    }
 }
 
 pub(crate) fn an_endpoint_that_no_route_leads_to_is_dropped(wire: Wire) {

@@ -3,19 +3,26 @@
 
 use std::fs;
 
+use proxy_common::abi::Role;
+
 use super::{Report, Weight};
 use crate::dataplane::pin::PinRoot;
 use crate::devices::desired::Desired;
-use crate::source_ports::{ENOUGH, RESERVED, SourcePorts, Span, span_text};
+use crate::source_ports::{ENOUGH, NODE_PORTS, RESERVED, SourcePorts, span_text};
 use crate::sysctl::Sysctls;
-
-/// The range that the API server allocates NodePorts from by default.
-const NODE_PORTS: Span = 30_000..=32_767;
 
 pub(super) fn check(report: &mut Report, pins: &PinRoot, devices: Option<&Desired>) {
     forwarding(report);
     match Sysctls::of(pins) {
-        Ok(sysctls) => ports(report, &sysctls),
+        Ok(sysctls) => {
+            ports(report, &sysctls);
+            let served = devices.is_some_and(|d| d.devices.values().any(|d| d.role == Role::Loopback));
+            if served && !sysctls.accepts_local() {
+                let text = "net.ipv4.conf.lo.accept_local is 0: set at the start, unless --manage-sysctls=false, so that \
+                            processes of the node reach NodePorts of its own IPv4 addresses";
+                report.add(Weight::Note, text.to_owned());
+            }
+        }
         Err(error) => report.add(Weight::Note, format!("cannot identify the network namespace: {error}")),
     }
     bridges(report);
@@ -71,11 +78,9 @@ fn ports(report: &mut Report, sysctls: &Sysctls) {
     }
     match sysctls.set() {
         Ok(set) => set.iter().for_each(|set| {
-            let (entry, added) = (set.entry.replace('/', "."), &set.added);
-            report.add(
-                Weight::Note,
-                format!("{entry} was set by Fairlead: {added} added, `fairlead cleanup` restores it"),
-            );
+            let (name, change) = (set.name(), set.change());
+            let text = format!("{name} was set by Fairlead: {change}, `fairlead cleanup` restores it");
+            report.add(Weight::Note, text);
         }),
         Err(error) => report.add(Weight::Note, format!("cannot read {}: {error}", sysctls.record().display())),
     }

@@ -272,13 +272,7 @@ fn begin<F: Steps>(skb: *mut __sk_buff, key: &FlowKey<F>, seen: u32, tracked: bo
 /// [`translate`] for the packets that begin a flow, and for those that few send: each step verified by itself. `flow` may
 /// lie in a map.
 #[inline(never)]
-fn translated<F: Steps>(
-    skb: *mut __sk_buff,
-    key: &FlowKey<F>,
-    seen: u32,
-    flow: *mut Flow<F>,
-    outcome: u32,
-) -> i32 {
+fn translated<F: Steps>(skb: *mut __sk_buff, key: &FlowKey<F>, seen: u32, flow: *mut Flow<F>, outcome: u32) -> i32 {
     let (skb, outcome) = (&Skb::new(skb), Outcome::from_code(outcome).unwrap_or(Outcome::DropHelper));
     let seen = Seen::from_number(seen);
     // SAFETY: a map's element or working memory.
@@ -322,8 +316,7 @@ fn unread<F: Steps>(skb: *mut __sk_buff, key: &FlowKey<F>, bits: u8, why: u32) -
         let (outcome, leave) = forward::forward(skb, found, key, outcome);
         return hook::finish(skb, outcome, leave);
     }
-    let ours =
-        outcome == Outcome::NotOurs && bits & filter::SERVICE != 0 && service::is_cluster_ip::<F>(&key.dst);
+    let ours = outcome == Outcome::NotOurs && bits & filter::SERVICE != 0 && service::is_cluster_ip::<F>(&key.dst);
     let outcome = match (ours, later) {
         (false, _) => outcome,
         (true, true) => Outcome::DropFragment,
@@ -372,7 +365,19 @@ pub(crate) fn icmp<F: Steps>(ctx: &TcContext) -> i32 {
 
 /// Every step that the pipeline takes with a family, and its programs' slots.
 pub(crate) trait Steps:
-    Parse + Cidrs + HalfOpen + Resolve + Choose + Direct + Masquerade + Icmp + Rewritten + Settle + Remember + Follow + Answer
+    Parse
+    + Cidrs
+    + HalfOpen
+    + Resolve
+    + Choose
+    + Direct
+    + Masquerade
+    + Icmp
+    + Rewritten
+    + Settle
+    + Remember
+    + Follow
+    + Answer
 {
     /// What arrives and may be ours.
     const INGRESS: u32;

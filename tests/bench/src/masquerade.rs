@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use fairlead_lab::{
-    Agent, AgentOptions, Ask, Lab, LabConfig, Namespace, Netfilter, Proto, ServiceSpec, Shape, manifest::EndpointSpec,
+    Agent, AgentOptions, Lab, LabConfig, Namespace, Netfilter, ServiceSpec, Shape, manifest::EndpointSpec,
     server::wait_until,
 };
 use serde::Serialize;
@@ -65,7 +65,12 @@ impl Seen {
 impl fmt::Display for Seen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (Plan { connections, own, .. }, took) = (self.plan, self.took.as_secs_f64());
-        writeln!(f, "{connections} connections in {took:.1} s, {:.0} a second; {}", connections as f64 / took, self.pool)?;
+        writeln!(
+            f,
+            "{connections} connections in {took:.1} s, {:.0} a second; {}",
+            connections as f64 / took,
+            self.pool
+        )?;
         writeln!(f, "refused, late or with somebody else's answer: {}", self.failed)?;
         writeln!(f, "segments sent again: {}", self.resent)?;
         write!(f, "the node's own connections: {} of {own} are lost", self.own_lost.len())?;
@@ -88,8 +93,7 @@ pub fn run(plan: Plan) -> Result<Seen> {
         client.sysctl(key, value)?;
     }
     let _server = Server::start(&lab.ext.ns, endpoint)?;
-    let ask = Ask::new(Proto::Tcp, to).timeout(Duration::from_secs(2));
-    let ready = wait_until(PATIENCE, || ask.once(client).is_ok_and(|attempt| attempt.outcome.answer().is_some()));
+    let ready = client.run(|| wait_until(PATIENCE, || short(to, nonce(u64::MAX, 0)).is_ok()))?;
     ensure!(ready, "{to} does not answer");
 
     let mut own = own_connections(&lab.node.ns, lab.node.ip(false), endpoint, plan.own)?;

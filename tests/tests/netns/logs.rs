@@ -34,7 +34,7 @@ fn with_json_every_line_is_an_object_and_one_says_what_was_found() {
     assert!(start["source"].as_str().is_some_and(|source| source.starts_with("manifests in /")), "{start}");
     let mut devices: Vec<_> = start["devices"].as_str().unwrap().split(' ').map(str::to_owned).collect();
     let pods = cluster.lab.all_pods().map(|pod| format!("{}=pod", pod.node_device));
-    let mut wanted: Vec<_> = pods.chain(["eth0=uplink".to_owned()]).collect();
+    let mut wanted: Vec<_> = pods.chain(["eth0=uplink".to_owned(), "lo=loopback".to_owned()]).collect();
     devices.sort();
     wanted.sort();
     assert_eq!(devices, wanted);

@@ -60,7 +60,10 @@ fn rule_54_a_local_node_port_without_local_endpoint_is_silent(
     Ok(())
 }
 
-fn rule_92_a_process_of_the_node_reaches_its_own_node_port(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+fn rule_92_a_process_of_the_node_reaches_its_own_node_port(
+    cluster: &Cluster,
+    Combo { v6, proto }: Combo,
+) -> Result<()> {
     let node = &cluster.lab.node;
     // Rule 69: the node may use any endpoint, whatever the policy.
     for service in [cluster.node_port_service("own-local"), cluster.masqueraded_service("own")] {

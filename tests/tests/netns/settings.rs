@@ -43,6 +43,8 @@ fn source_ports_are_reserved_and_given_back() {
     };
     until("the default", &agent, |config| ports(config) == [(1_024, 28_976), (61_000, 4_536)]).unwrap();
 
+    let accept_local = || node.output("sysctl", &["-n", "net.ipv4.conf.lo.accept_local"]).unwrap().trim().to_owned();
+    assert_eq!(accept_local(), "1");
     node.sysctl("net.ipv4.ip_local_reserved_ports", "8080,61005").unwrap();
     node.sysctl("net.ipv4.ip_local_port_range", "1024 65535").unwrap();
     until("reserved ports", &agent, |config| ports(config) == [(61_000, 4_536), (0, 0)]).unwrap();
@@ -51,12 +53,14 @@ fn source_ports_are_reserved_and_given_back() {
     let line = |text: &str, what: &str| text.lines().any(|line| line.contains(what));
     let check = agent.fairlead(&["check"]).unwrap();
     assert!(line(&check, "net.ipv4.ip_local_reserved_ports was set by Fairlead: 61000-65535 added"), "{check}");
+    assert!(line(&check, "net.ipv4.conf.lo.accept_local was set by Fairlead: 1 in place of 0"), "{check}");
     assert!(line(&check, "masquerade has 4536 source ports: 61000-65535"), "{check}");
 
     agent.stop().unwrap();
     let said = agent.fairlead(&["cleanup"]).unwrap();
     assert!(line(&said, "took 61000-65535 out of net.ipv4.ip_local_reserved_ports again"), "{said}");
-    assert_eq!(reserved(), "8080,61005");
+    assert!(line(&said, "set net.ipv4.conf.lo.accept_local from 1 to 0 again"), "{said}");
+    assert_eq!((reserved().as_str(), accept_local().as_str()), ("8080,61005", "0"));
     let left = Path::new("/run/fairlead").join(agent.pin_path.strip_prefix("/").unwrap());
     assert!(!left.exists(), "cleanup left {}", left.display());
 }
@@ -71,7 +75,11 @@ fn without_manage_sysctls_nothing_is_set_and_all_is_said() {
     let few =
         |config: &Config| (config.snat_low_first, config.snat_low_count, config.snat_high_count) == (1_024, 76, 535);
     until("what is left", &agent, few).unwrap();
-    assert_eq!(node.output("sysctl", &["-n", "net.ipv4.ip_local_reserved_ports"]).unwrap().trim(), "");
+    for (entry, value) in [("net.ipv4.ip_local_reserved_ports", ""), ("net.ipv4.conf.lo.accept_local", "0")] {
+        assert_eq!(node.output("sysctl", &["-n", entry]).unwrap().trim(), value);
+    }
+    let warning = "net.ipv4.conf.lo.accept_local is 0: processes of this node get no answer";
+    assert!(agent.log_text().contains(warning), "{}", agent.log_text());
     let said = "masquerade has 611 source ports (1024-1099 and 65001-65535), 4096 are needed";
     assert!(agent.log_text().contains(said), "{}", agent.log_text());
     let shown = wait_until(PATIENCE, || agent.fairlead(&["services"]).is_ok_and(|text| text.contains(said)));

@@ -156,8 +156,7 @@ fn rule_92_a_process_of_the_node_reaches_itself_by_a_node_port(wire: Wire) {
     node.sends(LOOPBACK, &answer).is_redirected(Outcome::ReplyHalfOpen, &expected);
     node.sends(LOOPBACK, &on_loopback(wire.answer(endpoint, process))).is_left_alone();
     let further = on_loopback(wire.talk(process, to));
-    node.sends(LOOPBACK, &further)
-        .is_redirected(Outcome::RequestHalfOpen, &further.clone().from(seen).to(endpoint));
+    node.sends(LOOPBACK, &further).is_redirected(Outcome::RequestHalfOpen, &further.clone().from(seen).to(endpoint));
 }
 
 fn rule_89_a_node_port_is_none_on_loopbacks_own_address(wire: Wire) {

@@ -92,9 +92,11 @@ fn run_everywhere(filter: &[String], all: bool, counts: &mut Counts, notes: &mut
             }
             notes.push(format!("Linux {}: {error:#}", kernel.series));
         }
-        own.failures.iter_mut().for_each(|name| *name = format!("{} {name}", kernel.series));
+        let names = own.failures.iter_mut().chain(own.reasons.iter_mut().map(|(name, _)| name));
+        names.for_each(|name| *name = format!("{} {name}", kernel.series));
         counts.add(&own);
         counts.failures.append(&mut own.failures);
+        counts.reasons.append(&mut own.reasons);
     }
     Ok(())
 }

@@ -8,18 +8,32 @@ pub(super) struct Counts {
     pub(super) skipped: u32,
     /// Names of those that failed.
     pub(super) failures: Vec<String>,
+    /// The first words of each panic, behind the name of the test whose thread it was.
+    pub(super) reasons: Vec<(String, String)>,
+    /// The panic whose message is in the next line.
+    pub(super) panicked: Option<String>,
 }
 
 impl Counts {
     /// Takes one line of output into account.
     pub(super) fn read(&mut self, line: &str) {
+        if let Some(name) = self.panicked.take() {
+            self.reasons.push((name, line.to_owned()));
+        }
         if let Some(result) = line.strip_prefix("test result: ") {
             self.passed += number_before(result, "passed");
             self.failed += number_before(result, "failed");
             self.skipped += number_before(result, "ignored");
         } else if let Some(name) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED")) {
             self.failures.push(name.to_owned());
+        } else if let Some((name, rest)) = line.strip_prefix("thread '").and_then(|rest| rest.split_once('\'')) {
+            self.panicked = rest.contains(" panicked at ").then(|| name.to_owned());
         }
+    }
+
+    /// Why the test of this name failed first.
+    pub(super) fn reason(&self, failure: &str) -> Option<&str> {
+        self.reasons.iter().find(|(name, _)| name == failure).map(|(_, reason)| reason.as_str())
     }
 
     pub(super) fn add(&mut self, other: &Self) {
@@ -64,6 +78,20 @@ mod tests {
         counts.read("test step::flow::rule_7 ... FAILED");
         counts.read("test step::flow::rule_8 ... ok");
         assert_eq!(counts.failures, ["step::flow::rule_7"]);
+    }
+
+    #[test]
+    fn the_first_words_of_a_failed_test_are_kept() {
+        let mut counts = Counts::default();
+        counts.read("test chaos::named ... FAILED");
+        counts.read("thread 'chaos::named' (4711) panicked at tests/chaos.rs:52:9:");
+        counts.read("half an event: nobody answered");
+        counts.read("thread 'chaos::named' (4711) panicked at tests/chaos.rs:60:5:");
+        counts.read("[\"half an event\"]");
+        counts.read("thread '<unnamed>' panicked at tests/other.rs:1:1:");
+        counts.read("something else");
+        assert_eq!(counts.reason("chaos::named"), Some("half an event: nobody answered"));
+        assert_eq!(counts.reason("chaos"), None);
     }
 
     #[test]

@@ -8,6 +8,9 @@ use super::tier::Tier;
 /// Failed tests that the report names, of each tier.
 const MOST_NAMES: usize = 20;
 
+/// Characters of a reason that the report shows.
+const LONGEST_REASON: usize = 300;
+
 /// How a tier ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Status {
@@ -68,8 +71,13 @@ fn render(rows: &[Row]) -> String {
         out.push_str(&format!("{name:<9} {status:<18} {passed:>7} {failed:>7} {skipped:>8} {seconds:>8.1}\n"));
     }
     for row in rows {
-        for line in row.notes.iter().chain(row.counts.failures.iter().take(MOST_NAMES)) {
+        for line in &row.notes {
             out.push_str(&format!("{}: {line}\n", row.tier.name()));
+        }
+        for name in row.counts.failures.iter().take(MOST_NAMES) {
+            let reason: String = row.counts.reason(name).unwrap_or_default().chars().take(LONGEST_REASON).collect();
+            let reason = if reason.is_empty() { reason } else { format!(": {reason}") };
+            out.push_str(&format!("{}: {name}{reason}\n", row.tier.name()));
         }
         if let Some(more) = row.counts.failures.len().checked_sub(MOST_NAMES).filter(|more| *more > 0) {
             out.push_str(&format!("{}: and {more} more, named above\n", row.tier.name()));
@@ -84,7 +92,7 @@ mod tests {
 
     fn row(tier: Tier, status: Status, passed: u32, failed: u32) -> Row {
         let failures = (0..failed).map(|n| format!("case_{n}")).collect();
-        let counts = Counts { passed, failed, skipped: 0, failures };
+        let counts = Counts { passed, failed, failures, ..Counts::default() };
         Row { tier, status, counts, elapsed: Duration::from_millis(1500), notes: Vec::new() }
     }
 
@@ -99,6 +107,14 @@ mod tests {
         assert_eq!(text.lines().last(), Some("14 passed, 2 failed, 1 skipped"));
         assert!(text.contains("packet: case_1"), "{text}");
         assert!(text.contains("kernels: no qemu"), "{text}");
+    }
+
+    #[test]
+    fn a_failure_is_named_with_its_reason() {
+        let mut failed = row(Tier::Netns, Status::Failed, 0, 2);
+        failed.counts.reasons.push(("case_1".to_owned(), "nobody answered".to_owned()));
+        let text = render(&[failed]);
+        assert!(text.contains("netns: case_0\nnetns: case_1: nobody answered\n"), "{text}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::{
     collections::VecDeque,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     os::fd::AsFd as _,
     sync::{
         Arc, Condvar, Mutex, PoisonError,
@@ -21,8 +21,11 @@ use nix::{
 
 /// One question per period.
 const PERIOD: Duration = Duration::from_millis(1);
-/// Questions that may be unanswered at a time: this many milliseconds of patience.
-const WINDOW: usize = 64;
+/// Questions that may be unanswered at a time: this many milliseconds of patience, and sockets.
+pub(crate) const PATIENCE: usize = 256;
+
+/// The first source port; each question has the next one, so that a minute passes before one is used again.
+const FIRST_PORT: u16 = 2_000;
 
 /// An answer.
 #[derive(Clone, Debug)]
@@ -83,9 +86,9 @@ impl Prober {
         overlapping.map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
     }
 
-    /// Number of questions so far.
-    pub(crate) fn asked(&self) -> usize {
-        self.shared.asked.lock().unwrap_or_else(PoisonError::into_inner).len()
+    /// When each question so far was asked.
+    pub(crate) fn asked(&self) -> Vec<Instant> {
+        self.shared.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Every answer so far.
@@ -111,18 +114,13 @@ struct Question {
 }
 
 fn probe(to: SocketAddr, stop: &AtomicBool, sink: &Shared) {
-    let mut open = VecDeque::<Question>::with_capacity(WINDOW);
+    let (mut open, mut ports) = (VecDeque::<Question>::with_capacity(PATIENCE), Ports(FIRST_PORT));
     let mut next = Instant::now();
     while !stop.load(Ordering::Relaxed) {
-        if open.len() == WINDOW {
+        if open.len() == PATIENCE {
             open.pop_front();
         }
-        let socket = if to.is_ipv6() {
-            UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))
-        } else {
-            UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
-        }
-        .unwrap();
+        let socket = ports.socket(to.is_ipv6());
         socket.set_nonblocking(true).unwrap();
         let (nonce, asked) = (fresh_nonce(), Instant::now());
         sink.asked.lock().unwrap_or_else(PoisonError::into_inner).push(asked);
@@ -137,6 +135,25 @@ fn probe(to: SocketAddr, stop: &AtomicBool, sink: &Shared) {
             next = now + PERIOD;
         }
         listen_until(next, &mut open, sink);
+    }
+}
+
+/// Source ports in turn. A port that is used again while the proxy remembers it is no new flow, and need not lead to where new
+/// ones go; the kernel's choice comes back to one of its ports twice as often, and sooner by chance.
+struct Ports(u16);
+
+impl Ports {
+    fn socket(&mut self, v6: bool) -> UdpSocket {
+        let any: IpAddr = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        loop {
+            let port = self.0;
+            self.0 = port.checked_add(1).unwrap_or(FIRST_PORT);
+            // Somebody else's is passed over.
+            match UdpSocket::bind((any, port)) {
+                Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {}
+                bound => return bound.unwrap(),
+            }
+        }
     }
 }
 

@@ -23,6 +23,7 @@ use kube::{
 };
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{
+    io::{Interest, unix::AsyncFd},
     runtime::Runtime,
     sync::{mpsc, watch},
 };
@@ -31,6 +32,9 @@ use tokio::{
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 16080);
 /// Bytes of a slow answer that go together, and the pause behind them.
 const DRIP: (usize, Duration) = (700, Duration::from_millis(4));
+
+/// How an API server begins to tell that nothing has changed.
+const BOOKMARK: &str = r#"{"type":"BOOKMARK""#;
 
 /// kube-rs' own request type, which has no name here, with another target.
 macro_rules! request {
@@ -288,6 +292,18 @@ impl Connection {
         setsockopt(&self.stream, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).map_err(Into::into)
     }
 
+    /// Takes one from what is left of a count, and says what is left then. Another connection may have been first.
+    fn take(&self, count: impl FnOnce(&mut Rules) -> &mut u32) -> Option<u32> {
+        let mut left = None;
+        self.shared.rules.send_if_modified(|rules| {
+            let count = count(rules);
+            left = count.checked_sub(1);
+            *count = left.unwrap_or(0);
+            left.is_some()
+        });
+        left
+    }
+
     /// What is not read passes as it is.
     fn pass(&mut self, runtime: &Runtime, asked: &Asked) -> std::io::Result<()> {
         let mut request = request!(asked.method, asked.target, kube::client::Body::from(asked.body.clone()));
@@ -300,8 +316,7 @@ impl Connection {
 
     fn list(&mut self, runtime: &Runtime, asked: &Asked, rules: &Rules) -> std::io::Result<()> {
         let follows = asked.target.contains("continue=");
-        if follows && rules.gone_pages > 0 {
-            self.shared.rules.send_modify(|rules| rules.gone_pages -= 1);
+        if follows && self.take(|rules| &mut rules.gone_pages).is_some() {
             return self.refuse(410, "");
         }
         let target = match rules.page {
@@ -316,13 +331,11 @@ impl Connection {
         };
         let begin = head(200, &format!("content-length: {}\r\n", text.len()));
         let half: String = text.chars().take(text.chars().count() / 2).collect();
-        if rules.half_lists > 0 {
-            self.shared.rules.send_modify(|rules| rules.half_lists -= 1);
+        if let Some(left) = self.take(|rules| &mut rules.half_lists) {
             self.say(&format!("{begin}{half}"))?;
-            return if rules.half_lists.is_multiple_of(2) { self.reset() } else { Ok(()) };
+            return if left.is_multiple_of(2) { Ok(()) } else { self.reset() };
         }
-        if rules.stalled_lists > 0 {
-            self.shared.rules.send_modify(|rules| rules.stalled_lists -= 1);
+        if self.take(|rules| &mut rules.stalled_lists).is_some() {
             self.say(&format!("{begin}{half}"))?;
             // Until the agent has lost patience.
             self.stream.read_to_end(&mut Vec::new())?;
@@ -340,6 +353,12 @@ impl Connection {
         let (sender, mut orders) = mpsc::unbounded_channel();
         self.say(&head(200, "transfer-encoding: chunked\r\n"))?;
         lock(&self.shared.watches).push((resource.to_owned(), sender));
+        // Whoever watches says nothing more: what can be read is the end.
+        let watcher = {
+            let _inside = runtime.enter();
+            // SAFETY: the copy owns its descriptor, and nothing closes or exchanges that while it is registered.
+            unsafe { AsyncFd::register_with_interest(self.stream.try_clone()?, Interest::READABLE)? }
+        };
         let mut lines = pin!(stream.lines());
         let mut rules = self.shared.rules.subscribe();
         let (mut half, mut spoil) = (false, None);
@@ -349,12 +368,14 @@ impl Connection {
                 tokio::select! {
                     biased;
                     order = orders.recv() => Next::Order(order),
+                    _ = watcher.readable() => Next::Gone,
                     _ = rules.changed() => Next::Rules,
                     line = lines.next(), if !mute => Next::Line(line),
                 }
             });
             match line {
                 Next::Rules => {}
+                Next::Gone => return Ok(()),
                 Next::Order(Some(Order::Say(line))) => self.chunk(&line)?,
                 Next::Order(Some(Order::HalfOfNext)) => half = true,
                 Next::Order(Some(Order::SpoilNext(field))) => spoil = Some(field),
@@ -369,7 +390,9 @@ impl Connection {
                         let rules = self.shared.rules.borrow();
                         (rules.padding, rules.twice)
                     };
-                    let line = changed(&line, spoil.take(), padding);
+                    // A bookmark has no fields to spoil.
+                    let spoilt = if line.starts_with(BOOKMARK) { None } else { spoil.take() };
+                    let line = changed(&line, spoilt, padding);
                     for _ in 0..=usize::from(twice) {
                         self.chunk(&format!("{line}\n"))?;
                     }
@@ -388,6 +411,7 @@ impl Connection {
 enum Next<L> {
     Order(Option<Order>),
     Rules,
+    Gone,
     Line(L),
 }
 

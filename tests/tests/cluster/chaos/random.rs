@@ -46,18 +46,18 @@ impl Dice {
 pub(super) fn any_order(chaos: &mut Chaos) {
     let fresh = || SystemTime::UNIX_EPOCH.elapsed().expect("after 1970").as_nanos() as u64;
     let seed = std::env::var("FAIRLEAD_CHAOS_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(fresh);
-    println!("FAIRLEAD_CHAOS_SEED={seed}");
+    chaos.note(format!("FAIRLEAD_CHAOS_SEED={seed}"));
     let mut dice = Dice(seed);
     let mut there = BTreeSet::new();
     for step in 0..STEPS {
         let what = if dice.below(2) == 0 { change(chaos, &mut dice, &mut there) } else { fault(chaos, &mut dice) };
-        println!("{step}: {what}");
+        chaos.note(format!("{step}: {what}"));
         std::thread::sleep(Duration::from_millis(dice.next() % 150));
         if step % 12 == 11 {
             let token = chaos.proxy.token();
             chaos.proxy.rules(|rules| *rules = super::proxy::Rules { token, ..Default::default() });
             chaos.agree(AGREED);
-            chaos.judge().unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}\n{}", chaos.agent.log_tail()));
+            chaos.judge().unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}; {}", chaos.story()));
         }
     }
     assert!(chaos.agent.is_running() && chaos.twin.is_running(), "seed {seed}");
@@ -94,6 +94,12 @@ fn change(chaos: &mut Chaos, dice: &mut Dice, there: &mut BTreeSet<&'static str>
     }
 }
 
+/// The version that an event tells of.
+fn version(event: &Value) -> u64 {
+    let version = event["object"]["metadata"]["resourceVersion"].as_str();
+    version.and_then(|text| text.parse().ok()).expect("a version")
+}
+
 fn fault(chaos: &Chaos, dice: &mut Dice) -> String {
     let resource = dice.of(&RESOURCES);
     let error = |code: u16| {
@@ -121,16 +127,16 @@ fn fault(chaos: &Chaos, dice: &mut Dice) -> String {
             order(&error(410), "a page that is gone")
         }
         5 => {
-            let said = chaos.proxy.said(resource);
-            let Some(line) = (!said.is_empty()).then(|| said[dice.below(said.len())].clone()) else {
+            let said: Vec<Value> =
+                chaos.proxy.said(resource).iter().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+            let Some(mut event) = (!said.is_empty()).then(|| said[dice.below(said.len())].clone()) else {
                 return "nothing to repeat".to_owned();
             };
-            let mut event: Value = serde_json::from_str(&line).expect("JSON");
             if event["type"] != "BOOKMARK" {
                 event["type"] = dice.of(&["ADDED", "MODIFIED", "DELETED"]).into();
             }
-            // The newest one again, as something else than it was, is no repetition.
-            if line == said[said.len() - 1] {
+            // What is of the newest version, as something else than it was, is no repetition.
+            if Some(version(&event)) == said.iter().map(version).max() {
                 return "nothing to repeat".to_owned();
             }
             order(&Order::Say(format!("{event}\n")), "something of the past")

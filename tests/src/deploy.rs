@@ -182,7 +182,8 @@ fn plain(root: &Path) -> Result<()> {
     }
     let program = find_binary()?;
     let place = root.join(PROGRAM.trim_start_matches('/'));
-    fs::copy(&program, &place).with_context(|| format!("cannot copy {}", program.display())).map(drop)
+    // By another process: what another thread starts meanwhile would hold the file open for writing, and it could not be run.
+    netns::run(Command::new("cp").arg(&program).arg(&place)).map(drop)
 }
 
 /// `$(NAME)` of an argument.

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::{
     agent::Agent,
-    fixture::{SOON, TARGET, Turn, Vips, create_node, turn},
+    fixture::{SOON, TARGET, Turn, Vips, create_node},
     objects,
     prober::{Heard, PATIENCE, Prober},
 };
@@ -116,7 +116,7 @@ struct Chaos {
 
 impl Chaos {
     fn start() -> Self {
-        let turn = turn();
+        let turn = Turn::beside();
         let lab = Lab::new(LabConfig::new(Shape::Routed, Netfilter::Conntrack)).expect("a lab");
         let serve = |pod: &fairlead_lab::Pod| {
             Server::both(&pod.ns, &pod.name, &[false, true].map(|v6| SocketAddr::new(pod.ip(v6), TARGET)))

@@ -39,7 +39,7 @@ use nix::{
 use serde_json::{Value, json};
 
 use crate::{
-    fixture::{SOON, TARGET, Vips, create_node, turn},
+    fixture::{SOON, TARGET, Turn, Vips, create_node},
     objects,
 };
 
@@ -232,7 +232,7 @@ fn allowed(role: &Value) -> BTreeSet<[String; 3]> {
 
 /// The pod as it is written serves, and asks for exactly what its role allows.
 fn serves_with_its_own_rights(folder: &str) {
-    let _turn = turn();
+    let _turn = Turn::beside();
     let mut cluster = Cluster::new(folder);
     // Somebody has the port of a health check.
     let port = 31_700;
@@ -309,7 +309,7 @@ fn the_kubeadm_overlay_serves_with_kube_proxys_kubeconfig() {
 /// The base without its value: nobody serves the ClusterIP of the API yet, so the agent cannot begin, and says what to do.
 #[test]
 fn without_the_address_of_the_api_server_the_agent_says_what_is_missing() {
-    let _turn = turn();
+    let _turn = Turn::beside();
     let mut cluster = Cluster::new("base");
     cluster.kubelet.config_maps.get_mut(NAME).unwrap().insert("api-server".to_owned(), String::new());
     cluster.start();
@@ -323,7 +323,7 @@ fn without_the_address_of_the_api_server_the_agent_says_what_is_missing() {
 /// Only the ClusterIP to go by: the node lives, says that it waits, and begins once somebody leads the address to the server.
 #[test]
 fn on_a_node_where_nobody_serves_the_api_yet_the_agent_waits_and_is_not_restarted() {
-    let _turn = turn();
+    let _turn = Turn::beside();
     let mut cluster = Cluster::new("base");
     let container = &mut cluster.pod.containers[0];
     container.args = Some(vec!["run".to_owned()]);
@@ -347,7 +347,7 @@ fn on_a_node_where_nobody_serves_the_api_yet_the_agent_waits_and_is_not_restarte
 /// What a node pays for a small cluster: the image that it pulls, and memory.
 #[test]
 fn the_image_is_small_and_takes_little_memory_with_a_hundred_services() {
-    let _turn = turn();
+    let _turn = Turn::beside();
     let Some(archive) = image::archive() else {
         println!("not measured: there is no image here, and the program of a test is a larger one");
         return;

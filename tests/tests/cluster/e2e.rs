@@ -1,14 +1,17 @@
 //! What Kubernetes' own end-to-end tests of Services ask of a proxy, asked of the agent.
 //!
 //! Pods are objects whose status the cases set; their endpoints are written by kube-controller-manager. The cases share
-//! one cluster, and each has Services of its own. In comments and names `e2e N` is the place in the list of upstream's
+//! one cluster at the same time, so each has Services and Pods of its own. In comments and names `e2e N` is the place in the list of upstream's
 //! cases that this project keeps. Another node's pods live on the external host: what upstream shows by a client on another
 //! node shows here by an endpoint there.
 
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -18,7 +21,7 @@ use k8s_openapi::api::core::v1::Service;
 use serde_json::{Value, json};
 
 use crate::{
-    fixture::{Cluster, SOON, TARGET, Turn, Vips, create_node_object},
+    fixture::{Cluster, SOON, TARGET, Turn, Vips, create_node_object, kept},
     objects,
     pods::PodSpec,
 };
@@ -30,7 +33,6 @@ mod lifecycle;
 mod local;
 mod ports;
 mod slices;
-mod soon;
 mod traffic;
 mod unready;
 
@@ -40,12 +42,9 @@ const TARGETS: [u16; 3] = [TARGET, 8081, 8082];
 const SILENCE: Duration = Duration::from_millis(300);
 
 /// The cluster of all these cases, and of others that need none to themselves; made when first needed.
-static SHARED: Mutex<Option<World>> = Mutex::new(None);
-
-/// Removes the shared cluster, for a case that wants the machine to itself.
-pub(crate) fn forget() {
-    *SHARED.lock().unwrap_or_else(PoisonError::into_inner) = None;
-}
+static SHARED: RwLock<Option<World>> = RwLock::new(None);
+/// A case has failed in it: it is not lent again.
+static SPOILT: AtomicBool = AtomicBool::new(false);
 
 /// A cluster with controllers, and servers on the node and on another one as well as in the pods.
 pub(crate) struct World {
@@ -63,13 +62,16 @@ impl std::ops::Deref for World {
     }
 }
 
-/// The shared cluster, for as long as a case has its turn.
-pub(crate) struct Lent {
-    shared: MutexGuard<'static, Option<World>>,
+/// The shared cluster, for as long as a case has its turn: beside others, or as its only user.
+pub(crate) struct Lent<G> {
+    shared: G,
     _turn: Turn,
 }
 
-impl std::ops::Deref for Lent {
+type Beside = RwLockReadGuard<'static, Option<World>>;
+type Only = RwLockWriteGuard<'static, Option<World>>;
+
+impl<G: std::ops::Deref<Target = Option<World>>> std::ops::Deref for Lent<G> {
     type Target = World;
 
     fn deref(&self) -> &World {
@@ -77,35 +79,60 @@ impl std::ops::Deref for Lent {
     }
 }
 
-impl std::ops::DerefMut for Lent {
+impl std::ops::DerefMut for Lent<Only> {
     fn deref_mut(&mut self) -> &mut World {
         self.shared.as_mut().expect("it was made before it was lent")
     }
 }
 
-/// Waits for the turn of this case and for the cluster. One in which a case failed is not lent again.
-pub(crate) fn world() -> Lent {
-    let turn = Turn::wait();
-    let mut shared = match SHARED.lock() {
-        Ok(shared) => shared,
-        Err(poisoned) => {
-            SHARED.clear_poison();
-            let mut shared = poisoned.into_inner();
-            *shared = None;
-            shared
+impl<G> Drop for Lent<G> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            SPOILT.store(true, Ordering::Relaxed);
         }
-    };
-    if shared.is_none() {
-        *shared = Some(World::build());
     }
-    Lent { shared, _turn: turn }
+}
+
+/// Waits for the turn of this case and for the cluster.
+pub(crate) fn world() -> Lent<Beside> {
+    lend(Turn::beside())
+}
+
+/// The same for a case that measures.
+pub(crate) fn world_alone() -> Lent<Beside> {
+    lend(Turn::alone())
+}
+
+fn lend(turn: Turn) -> Lent<Beside> {
+    loop {
+        let shared = SHARED.read().unwrap_or_else(PoisonError::into_inner);
+        if shared.is_some() && !SPOILT.load(Ordering::Relaxed) {
+            return Lent { shared, _turn: turn };
+        }
+        drop(shared);
+        drop(only());
+    }
+}
+
+/// The same for a case that changes what others rely on, and restores it.
+pub(crate) fn world_for_one() -> Lent<Only> {
+    let turn = Turn::beside();
+    Lent { shared: only(), _turn: turn }
+}
+
+/// The cluster without any other user, made if there is none that is sound.
+fn only() -> Only {
+    let mut shared = SHARED.write().unwrap_or_else(PoisonError::into_inner);
+    if SPOILT.swap(false, Ordering::Relaxed) {
+        *shared = None;
+    }
+    shared.get_or_insert_with(World::build);
+    shared
 }
 
 impl World {
-    /// On a thread of its own that never ends: the control plane ends with the thread that started it.
     fn build() -> Self {
-        let (built, hear) = std::sync::mpsc::channel();
-        std::thread::spawn(move || {
+        kept(|| {
             let cluster = Cluster::without_turn();
             let controllers = ControllerManager::start(&cluster.plane).expect("the controllers");
             create_node_object(&cluster.api, OTHER_NODE);
@@ -125,13 +152,8 @@ impl World {
                 let ips = [false, true].map(|v6| Lab::remote_pods(v6)[n]);
                 servers.push(serve(&lab.ext.ns, name, ips, &TARGETS));
             }
-            // Who waits takes it, or has panicked.
-            built.send(Self { _controllers: controllers, _servers: servers, cluster }).ok();
-            loop {
-                std::thread::park();
-            }
-        });
-        hear.recv().expect("the shared cluster could not be built; the message stands above")
+            Self { _controllers: controllers, _servers: servers, cluster }
+        })
     }
 
     /// The addresses of a server: `pod-a` … `pod-c`, `node`, `remote-a`, `remote-b`.
@@ -155,7 +177,7 @@ impl World {
     }
 
     /// The same, running and ready.
-    fn run_pod(&self, app: &str, server: &str) -> PodSpec {
+    pub(crate) fn run_pod(&self, app: &str, server: &str) -> PodSpec {
         let pod = self.pod(app, server);
         pod.run(&self.api);
         pod
@@ -168,7 +190,7 @@ impl World {
     }
 
     /// The same, by its addresses.
-    fn vips(&self, name: &str, spec: Value) -> Vips {
+    pub(crate) fn vips(&self, name: &str, spec: Value) -> Vips {
         Vips::of(&self.service(name, spec))
     }
 

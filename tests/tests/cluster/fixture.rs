@@ -12,7 +12,7 @@ use fairlead_tests::controlplane::{Api, ControlPlane, SERVER};
 use k8s_openapi::api::core::v1::{Node, Service};
 use serde_json::json;
 
-use crate::{agent::Agent, e2e, objects, relay::Relay};
+use crate::{agent::Agent, alone, objects, relay::Relay};
 
 /// The port that the pods' servers listen on.
 pub(crate) const TARGET: u16 = 8080;
@@ -22,33 +22,72 @@ pub(crate) const SOON: Duration = Duration::from_secs(20);
 /// takes.
 pub(crate) const AFTER_BACKOFF: Duration = Duration::from_secs(15);
 
-/// Whether a case has its turn.
-static TURN: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
+/// Who has the machine.
+static TURNS: (Mutex<Turns>, Condvar) =
+    (Mutex::new(Turns { tickets: 0, next: 0, alone: false, beside: 0 }), Condvar::new());
 
-/// The turn of a case: one at a time, also after one that panicked. It ends when this is dropped.
-pub(crate) struct Turn(());
+/// Cases get their turn in the order in which they ask for it.
+struct Turns {
+    tickets: u64,
+    next: u64,
+    alone: bool,
+    beside: u32,
+}
 
-/// Waits for the turn of a case that has a cluster to itself: the shared one goes, so that it takes no time from this one.
-pub(crate) fn turn() -> Turn {
-    let turn = Turn::wait();
-    e2e::forget();
-    turn
+/// The turn of a case, also after one that panicked. It ends when this is dropped.
+pub(crate) struct Turn {
+    alone: bool,
 }
 
 impl Turn {
-    pub(crate) fn wait() -> Self {
-        let taken = TURN.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut taken = TURN.1.wait_while(taken, |taken| *taken).unwrap_or_else(PoisonError::into_inner);
-        *taken = true;
-        Self(())
+    /// Waits for the turn of a case that may run beside others.
+    pub(crate) fn beside() -> Self {
+        let turn = Self::wait(false);
+        // Those that measure come first, and are done.
+        alone::forget();
+        turn
+    }
+
+    /// Waits for the turn of a case that has the machine to itself.
+    pub(crate) fn alone() -> Self {
+        Self::wait(true)
+    }
+
+    fn wait(alone: bool) -> Self {
+        let mut turns = TURNS.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let ticket = turns.tickets;
+        turns.tickets += 1;
+        let waits = |turns: &mut Turns| turns.next != ticket || turns.alone || (alone && turns.beside > 0);
+        let mut turns = TURNS.1.wait_while(turns, waits).unwrap_or_else(PoisonError::into_inner);
+        turns.next += 1;
+        turns.alone = alone;
+        turns.beside += u32::from(!alone);
+        TURNS.1.notify_all();
+        Self { alone }
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        *TURN.0.lock().unwrap_or_else(PoisonError::into_inner) = false;
-        TURN.1.notify_one();
+        let mut turns = TURNS.0.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.alone = false;
+        turns.beside -= u32::from(!self.alone);
+        TURNS.1.notify_all();
     }
+}
+
+/// Makes something that outlives the case that needs it first: what a control plane runs ends with the thread that started
+/// it, so that is one which never ends.
+pub(crate) fn kept<T: Send + 'static>(make: impl FnOnce() -> T + Send + 'static) -> T {
+    let (made, hear) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        // Who waits takes it, or has panicked.
+        made.send(make()).ok();
+        loop {
+            std::thread::park();
+        }
+    });
+    hear.recv().expect("what is shared could not be made; the message stands above")
 }
 
 /// A cluster with a running agent. Fields are dropped in their order: the agent first, its namespaces last.
@@ -65,7 +104,7 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// A cluster whose agent has done its first sync. It runs as `system:kube-proxy`, with that user's rights only.
     pub(crate) fn start() -> Self {
-        let turn = turn();
+        let turn = Turn::beside();
         Self { _turn: Some(turn), ..Self::without_turn() }
     }
 

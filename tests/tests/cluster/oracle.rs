@@ -6,7 +6,7 @@ use fairlead_lab::{Ask, Lab, LabConfig, Netfilter, Outcome, Server, Shape, manif
 use fairlead_tests::controlplane::{ControlPlane, ControllerManager, KubeProxy};
 
 use crate::{
-    fixture::{SOON, TARGET, Vips, create_node, turn},
+    fixture::{SOON, TARGET, Turn, Vips, create_node},
     objects,
     plane::Alone,
     pods::PodSpec,
@@ -14,7 +14,7 @@ use crate::{
 
 #[test]
 fn kube_proxy_serves_the_pods_that_the_controllers_find() {
-    let _turn = turn();
+    let _turn = Turn::beside();
     let lab = Lab::new(LabConfig::new(Shape::Routed, Netfilter::None)).unwrap();
     let alone = Alone::new();
     let plane = ControlPlane::start(&alone.0).unwrap();

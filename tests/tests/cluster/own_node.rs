@@ -6,18 +6,21 @@ use fairlead_lab::{Outcome, Proto};
 use k8s_openapi::api::core::v1::Service;
 use serde_json::json;
 
-use crate::fixture::{Cluster, SOON, set_node_addresses};
+use crate::{
+    e2e::world_for_one,
+    fixture::{SOON, set_node_addresses},
+};
 
 #[test]
 fn rule_85_node_ports_follow_the_internal_ips_of_the_node() {
-    let cluster = Cluster::start();
+    let cluster = world_for_one();
     // Addresses that no default route prefers.
     let others: [IpAddr; 2] = ["192.168.77.1", "fd00:192:168:77::1"].map(|ip| ip.parse().unwrap());
     cluster.lab.node.ns.ip_batch(&others.map(|ip| format!("address add {ip} dev lo\n")).concat()).unwrap();
-    cluster.create_service("web");
-    cluster.create_slices("web", &["pod-a"]);
+    cluster.create_service("on-the-node");
+    cluster.create_slices("on-the-node", &["pod-a"]);
     let spec = json!({"spec": {"type": "NodePort", "externalTrafficPolicy": "Local"}});
-    let service = cluster.api.patch::<Service>("default", "web", spec).unwrap();
+    let service = cluster.api.patch::<Service>("default", "on-the-node", spec).unwrap();
     let ports = service.spec.and_then(|spec| spec.ports).unwrap();
     let port = |proto: Proto| {
         let port = ports.iter().find(|port| port.protocol.as_deref() == Some(proto.name())).unwrap();
@@ -43,4 +46,6 @@ fn rule_85_node_ports_follow_the_internal_ips_of_the_node() {
     set_node_addresses(&cluster.api, &[uplink, others].concat());
     answered_at(uplink, Some("pod-a"));
     answered_at(others, None);
+    set_node_addresses(&cluster.api, &uplink);
+    cluster.lab.node.ns.ip_batch(&others.map(|ip| format!("address del {ip} dev lo\n")).concat()).unwrap();
 }

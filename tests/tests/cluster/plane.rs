@@ -1,6 +1,9 @@
 //! The API server itself: what the other cases rely on.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
 
 use fairlead_lab::{Namespace, janitor};
 use fairlead_tests::controlplane::{Api, ControlPlane, SERVICE_CIDRS};
@@ -12,7 +15,7 @@ use kube::api::ListParams;
 
 use crate::{
     agent::ms,
-    fixture::{Vips, turn},
+    fixture::{Turn, Vips},
     objects,
 };
 
@@ -21,8 +24,10 @@ pub(crate) struct Alone(pub(crate) Namespace);
 
 impl Alone {
     pub(crate) fn new() -> Self {
+        static MADE: AtomicU32 = AtomicU32::new(0);
         janitor::arm().unwrap();
-        let netns = Namespace::create(&format!("{}plane", janitor::own_prefix())).unwrap();
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let netns = Namespace::create(&format!("{}plane-{number}", janitor::own_prefix())).unwrap();
         netns.ip_batch("link set lo up\n").unwrap();
         Self(netns)
     }
@@ -36,7 +41,7 @@ impl Drop for Alone {
 
 #[test]
 fn a_restarted_api_server_has_the_same_objects_and_knows_the_same_clients() {
-    let _turn = turn();
+    let _turn = Turn::beside();
     let alone = Alone::new();
     let mut plane = ControlPlane::start(&alone.0).unwrap();
     let api = plane.api().unwrap();
@@ -67,7 +72,7 @@ fn a_restarted_api_server_has_the_same_objects_and_knows_the_same_clients() {
 
 #[test]
 fn rule_9_the_proxy_may_read_services_and_slices_and_little_else() {
-    let _turn = turn();
+    let _turn = Turn::beside();
     let alone = Alone::new();
     let plane = ControlPlane::start(&alone.0).unwrap();
     let api = Api::connect(&alone.0, &plane.proxy_kubeconfig()).unwrap();
@@ -88,7 +93,7 @@ fn rule_9_the_proxy_may_read_services_and_slices_and_little_else() {
 
 #[test]
 fn the_api_server_ends_with_the_thread_that_started_it() {
-    let _turn = turn();
+    let _turn = Turn::beside();
     let alone = Alone::new();
     let netns = alone.0.clone();
     let forgotten = std::thread::spawn(move || {

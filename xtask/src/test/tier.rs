@@ -115,8 +115,9 @@ impl Tier {
             Self::Mutants => vec![test(&self.targets(), Some(1))],
             // Cases measure times and share the machine's connection tracking: one at a time.
             Self::Netns => vec![programs(), test(&self.targets(), Some(1))],
+            // Cases mostly wait; those that measure see to it that they are alone.
             Self::Cluster => {
-                let tests = test(&self.targets(), Some(1));
+                let tests = test(&self.targets(), Some(4));
                 match image(filter) {
                     Some((build, archive)) => vec![programs(), build, tests.env(IMAGE, &archive.to_string_lossy())],
                     None => vec![programs(), tests],

@@ -13,11 +13,9 @@ use serde_json::{Value, json};
 
 use super::{SOON, Vips, World, port, world};
 
-/// The port that upstream's clients have.
-const FROM: u16 = 12345;
-
-fn open(from: &Namespace, to: SocketAddr) -> Conversation {
-    let ask = Ask::new(Proto::Udp, to).port(FROM).timeout(std::time::Duration::from_secs(1));
+/// `port` is the client's own, and no other case's: they run at the same time.
+fn open(from: &Namespace, port: u16, to: SocketAddr) -> Conversation {
+    let ask = Ask::new(Proto::Udp, to).port(port).timeout(std::time::Duration::from_secs(1));
     ask.open(from).expect("the namespace").expect("a socket")
 }
 
@@ -33,9 +31,15 @@ fn until_by(client: &mut Conversation, server: &str) {
 }
 
 /// A client starts before there is an endpoint, and each Pod is replaced by the next one. `at` is where it asks.
-fn follows(world: &World, name: &str, spec: Value, from: &Namespace, at: impl Fn(&World, &Value) -> [SocketAddr; 2]) {
+fn follows(
+    world: &World,
+    name: &str,
+    spec: Value,
+    (from, port): (&Namespace, u16),
+    at: impl Fn(&World, &Value) -> [SocketAddr; 2],
+) {
     let service = serde_json::to_value(world.service(name, spec)).expect("a Service");
-    let mut clients = at(world, &service).map(|to| open(from, to));
+    let mut clients = at(world, &service).map(|to| open(from, port, to));
     for client in &mut clients {
         until(client, "refused", |outcome| *outcome == Outcome::Refused);
     }
@@ -84,27 +88,27 @@ fn cluster_ips(service: &Value) -> [SocketAddr; 2] {
 #[test]
 fn e2e_48_51_a_pods_udp_socket_follows_the_endpoints_of_a_cluster_ip() {
     let world = world();
-    follows(&world, "cycle", json!({}), &world.lab.client.ns, |_, service| cluster_ips(service));
+    follows(&world, "cycle", json!({}), (&world.lab.client.ns, 12_345), |_, service| cluster_ips(service));
 }
 
 #[test]
 fn e2e_49_a_pods_udp_socket_follows_the_endpoints_of_an_internal_policy_of_local() {
     let world = world();
     let spec = json!({"internalTrafficPolicy": "Local"});
-    follows(&world, "cycle-internal", spec, &world.lab.client.ns, |_, service| cluster_ips(service));
+    follows(&world, "cycle-internal", spec, (&world.lab.client.ns, 12_346), |_, service| cluster_ips(service));
 }
 
 #[test]
 fn e2e_50_a_udp_socket_of_the_node_follows_the_endpoints_of_a_cluster_ip() {
     let world = world();
-    follows(&world, "cycle-node", json!({}), &world.lab.node.ns, |_, service| cluster_ips(service));
+    follows(&world, "cycle-node", json!({}), (&world.lab.node.ns, 12_347), |_, service| cluster_ips(service));
 }
 
 #[test]
 fn e2e_47_a_udp_socket_outside_follows_the_endpoints_of_a_local_node_port() {
     let world = world();
     let spec = json!({"type": "NodePort", "externalTrafficPolicy": "Local"});
-    follows(&world, "cycle-external", spec, &world.lab.ext.ns, udp_node_ports);
+    follows(&world, "cycle-external", spec, (&world.lab.ext.ns, 12_348), udp_node_ports);
 }
 
 fn udp_node_ports(world: &World, service: &Value) -> [SocketAddr; 2] {
@@ -121,7 +125,7 @@ fn e2e_53_a_udp_socket_follows_a_target_port_that_changes() {
     world.run_pod("retarget", "pod-a");
     let service = serde_json::to_value(service).expect("a Service");
     let at = [cluster_ips(&service), udp_node_ports(&world, &service)];
-    let mut clients: Vec<_> = at.iter().flatten().map(|&to| open(&world.lab.ext.ns, to)).collect();
+    let mut clients: Vec<_> = at.iter().flatten().map(|&to| open(&world.lab.ext.ns, 12_349, to)).collect();
     for target in [8080, 8081, 8082, 8080] {
         let mut ports = ports(target);
         for (port, known) in

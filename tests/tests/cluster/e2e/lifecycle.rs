@@ -4,7 +4,7 @@ use fairlead_lab::{Load, LoadPlan, Proto};
 use k8s_openapi::api::core::v1::Service;
 use serde_json::json;
 
-use super::{SOON, World, world};
+use super::{SOON, World, world, world_for_one};
 use crate::fixture::Vips;
 
 /// A Service with one Pod, served.
@@ -51,7 +51,7 @@ fn e2e_7_a_service_that_is_made_again_with_its_addresses_is_served_again() {
 /// e2e 8. Upstream allows an interruption; here there is none.
 #[test]
 fn e2e_8_services_are_served_before_while_and_after_the_agent_is_restarted() {
-    let mut world = world();
+    let mut world = world_for_one();
     let first = up(&world, "steady-1", "pod-a");
     let second = up(&world, "steady-2", "remote-a");
     let loads = [(Proto::Tcp, first.v4), (Proto::Udp, second.v6)].map(|(proto, to)| {

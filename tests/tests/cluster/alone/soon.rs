@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 use fairlead_lab::Proto;
 use serde_json::json;
 
-use super::{SOON, world};
-use crate::agent::ms;
+use crate::{agent::ms, e2e::world_alone, fixture::SOON};
 
 /// From the creation of a Service and its Pod to its first answer: the median of them, on a machine that does nothing else.
 const SERVED: Duration = Duration::from_millis(500);
@@ -14,7 +13,7 @@ const SERVED: Duration = Duration::from_millis(500);
 /// e2e 104, to the end: not only the slice is there soon, the Service answers.
 #[test]
 fn e2e_104_a_new_service_and_its_pod_are_served_soon() {
-    let world = world();
+    let world = world_alone();
     let mut took: Vec<_> = (0..20)
         .map(|number| {
             let name = format!("soon-{number}");

@@ -109,7 +109,7 @@ pub struct Devices {
     wishes: Wishes,
     goals: Arc<Goals>,
     fitter: Fitter,
-    addresses: watch::Sender<NodeAddresses>,
+    addresses: watch::Sender<Option<NodeAddresses>>,
     census: watch::Receiver<Census>,
 }
 
@@ -119,10 +119,10 @@ impl Devices {
         attacher: Attacher,
         pins: &PinRoot,
         wishes: Wishes,
-    ) -> Result<(Self, watch::Receiver<NodeAddresses>), DevicesError> {
+    ) -> Result<(Self, watch::Receiver<Option<NodeAddresses>>), DevicesError> {
         let changes = netlink::subscribe()?;
         let handle = netlink::questions()?;
-        let (addresses, receiver) = watch::channel(NodeAddresses::new());
+        let (addresses, receiver) = watch::channel(None);
         let (told, census) = watch::channel(Census::default());
         let mut inventory = Inventory::default();
         inventory.replace(netlink::read_all(&handle).await?);
@@ -160,8 +160,8 @@ impl Devices {
             if !waiting {
                 let next = goal.addresses();
                 addresses.send_if_modified(|current| {
-                    let changed = current != next;
-                    current.clone_from(next);
+                    let changed = current.as_ref() != Some(next);
+                    *current = Some(next.clone());
                     changed
                 });
             }

@@ -317,16 +317,16 @@ fn load(config: &Config, settings: &Wanted) -> anyhow::Result<(Attacher, Found)>
 
 /// Hands the node's addresses and those of live flows to the control plane.
 async fn relay(
-    mut addresses: watch::Receiver<NodeAddresses>,
+    mut addresses: watch::Receiver<Option<NodeAddresses>>,
     mut live: mpsc::Receiver<HashSet<IpAddr>>,
     inputs: mpsc::Sender<Input>,
 ) -> anyhow::Result<()> {
-    addresses.mark_changed();
     loop {
         let input = tokio::select! {
             changed = addresses.changed() => {
                 changed.context("the devices' task ended")?;
-                Input::Event(Event::NodeAddrs(addresses.borrow_and_update().clone()))
+                let Some(newest) = addresses.borrow_and_update().clone() else { continue };
+                Input::Event(Event::NodeAddrs(newest))
             }
             live = live.recv() => {
                 Input::LiveAddresses(live.context("the sweep over flows ended")?.into_iter().collect())

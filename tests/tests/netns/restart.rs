@@ -9,7 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fairlead_lab::{Agent, AgentOptions, Ask, Capture, Load, LoadPlan, Proto, capture, server::wait_until};
+use fairlead_lab::{
+    Agent, AgentOptions, Ask, Capture, Load, LoadPlan, Proto, agent::READY_LINE, capture, server::wait_until,
+};
 use proxy_common::ABI_VERSION;
 
 use crate::cell::{Cell, Cluster, PATIENCE, answered};
@@ -94,6 +96,33 @@ fn exchange(cell: &str, v6: bool, builds: &[Vec<OsString>]) {
     let expected = if builds.len() > 1 { EXCHANGES } else { 0 };
     assert_eq!(changed, expected, "[{cell}] exchanges for other programs; tags by turns: {tags:?}");
     println!("[{cell}] {changed} exchanges for other programs; tags: {:?}", &tags[..2]);
+}
+
+/// The node's addresses stay in the maps, and a first start says that it is done when its devices are served.
+#[test]
+fn node_ports_are_served_while_an_agent_starts() {
+    let cluster = Cluster::own(Cell::named("routed_plain"), AgentOptions::default());
+    let (service, ext) = (cluster.node_port_service("restarted"), &cluster.lab.ext);
+    {
+        let agent = cluster.agent.lock().expect("no other case uses this cluster");
+        let said = agent.log_text();
+        let at = |what: &str| said.rfind(what).unwrap_or_else(|| panic!("{what} is not said:\n{said}"));
+        assert!(at("device served") < at(READY_LINE), "the first Services do not wait for the devices:\n{said}");
+    }
+    let to = service.node_port(false);
+    service.serve(&service.pods(&[0, 1]), &ext.ns, Ask::new(Proto::Tcp, to)).expect("a NodePort");
+    let plan = LoadPlan { workers: 2, pause: Duration::from_micros(500), ..LoadPlan::new(Proto::Tcp, to) };
+    let load = Load::start(&ext.ns, plan).expect("a load");
+    for _ in 0..EXCHANGES {
+        let mut agent = cluster.agent.lock().expect("no other case uses this cluster");
+        agent.stop().expect("it ends");
+        agent.restart(&cluster.lab).expect("it starts again");
+        drop(agent);
+        assert!(load.turn_over(), "a request hangs");
+    }
+    let report = load.stop();
+    println!("{EXCHANGES} restarts: {report}");
+    assert!(report.failures().is_empty(), "{report}\n{}", cluster.agent_log_tail());
 }
 
 /// Tags of the programs that packets meet, by slot.

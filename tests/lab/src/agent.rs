@@ -18,7 +18,7 @@ use nix::{
 
 use crate::{
     janitor,
-    manifest::{Manifests, NODE_NAME},
+    manifest::Manifests,
     netns::{self, Namespace},
     server::wait_until,
     topology::Lab,
@@ -39,6 +39,8 @@ pub struct AgentOptions {
     pub args: Vec<OsString>,
     /// The program, if not the one that [`find_binary`] finds.
     pub binary: Option<PathBuf>,
+    /// The folder that it reads, if not the lab's own: two nodes may share one.
+    pub manifests: Option<Manifests>,
 }
 
 /// A running agent. Dropping it stops it and removes its pins.
@@ -80,12 +82,12 @@ pub fn find_binary() -> Result<PathBuf> {
 }
 
 impl Agent {
-    /// Starts the agent on the lab's own folder of manifests and waits for its first full sync.
+    /// Starts the agent, on the lab's own folder of manifests where no other is named, and waits for its first full sync.
     pub fn start(lab: &Lab, options: AgentOptions) -> Result<Self> {
         mount_bpf_fs()?;
         let binary = options.binary.clone().map_or_else(find_binary, Ok)?;
         let mut agent = Self {
-            manifests: Manifests::new(&lab.dir().join("manifests"))?,
+            manifests: options.manifests.clone().map_or_else(|| Manifests::new(&lab.dir().join("manifests")), Ok)?,
             pin_path: lab.pin_path(),
             log: PathBuf::new(),
             ready_after: Duration::ZERO,
@@ -107,7 +109,7 @@ impl Agent {
         let start = Instant::now();
         let mut command = self.node.command(&self.binary);
         command.arg("run").arg("--manifests").arg(self.manifests.dir());
-        command.args(["--node-name", NODE_NAME]).arg("--pin-path").arg(&self.pin_path).args(&self.options.args);
+        command.args(["--node-name", lab.node_name()]).arg("--pin-path").arg(&self.pin_path).args(&self.options.args);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         // A group of its own: a Ctrl-C on the terminal is for the lab, which then stops the agent in order.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);

@@ -6,6 +6,8 @@
 //!   routed veths, or ports of cni0   [node]  eth0  192.168.50.10
 //! ```
 //!
+//! A lab with a switch takes a second node with pods of its own, 192.168.50.11: [`Lab::join`].
+//!
 //! Everything a [`Lab`] makes carries its id: namespaces, pins, directories. It is removed when the `Lab` is dropped,
 //! when the process dies in whatever way (see [`janitor`]), or by the next process that makes a lab.
 //! Nothing here knows of the proxy's insides: what it shows is what servers, clients and captures saw.

@@ -42,6 +42,14 @@ pub struct ServiceSpec {
     pub ports: Vec<PortSpec>,
     /// `externalTrafficPolicy: Local`.
     pub external_local: bool,
+    /// `internalTrafficPolicy: Local`.
+    pub internal_local: bool,
+    /// `externalIPs`.
+    pub external_ips: Vec<IpAddr>,
+    /// The load balancer's, in the status.
+    pub balancer_ips: Vec<IpAddr>,
+    /// Seconds of `sessionAffinity: ClientIP`.
+    pub affinity: Option<u32>,
 }
 
 /// An endpoint of a slice.
@@ -58,12 +66,17 @@ pub struct EndpointSpec {
 impl EndpointSpec {
     /// Ready, on the node under test.
     pub const fn here(ip: IpAddr) -> Self {
-        Self { ip, node: NODE_NAME, ready: true }
+        Self::on(NODE_NAME, ip)
     }
 
     /// Ready, on another node.
     pub const fn elsewhere(ip: IpAddr) -> Self {
-        Self { ip, node: OTHER_NODE, ready: true }
+        Self::on(OTHER_NODE, ip)
+    }
+
+    /// Ready, on the node of this name.
+    pub const fn on(node: &'static str, ip: IpAddr) -> Self {
+        Self { ip, node, ready: true }
     }
 }
 
@@ -76,7 +89,16 @@ impl ServiceSpec {
                 PortSpec { name, proto, port, target, node_port: None }
             })
             .to_vec();
-        Self { name: name.to_owned(), cluster_ips: cluster_ips.to_vec(), ports, external_local: false }
+        Self {
+            name: name.to_owned(),
+            cluster_ips: cluster_ips.to_vec(),
+            ports,
+            external_local: false,
+            internal_local: false,
+            external_ips: Vec::new(),
+            balancer_ips: Vec::new(),
+            affinity: None,
+        }
     }
 
     /// The same, also on a NodePort with `externalTrafficPolicy: Local`.
@@ -101,7 +123,11 @@ impl ServiceSpec {
 
     /// The Service.
     pub fn yaml(&self) -> String {
-        let kind = if self.ports.iter().any(|port| port.node_port.is_some()) { "NodePort" } else { "ClusterIP" };
+        let kind = match self.ports.iter().any(|port| port.node_port.is_some()) {
+            _ if !self.balancer_ips.is_empty() => "LoadBalancer",
+            true => "NodePort",
+            false => "ClusterIP",
+        };
         let mut text = format!(
             "apiVersion: v1\nkind: Service\nmetadata:\n  name: {}\n  namespace: default\nspec:\n  type: {kind}\n",
             self.name
@@ -119,6 +145,17 @@ impl ServiceSpec {
         if self.external_local {
             text += "  externalTrafficPolicy: Local\n";
         }
+        if self.internal_local {
+            text += "  internalTrafficPolicy: Local\n";
+        }
+        if !self.external_ips.is_empty() {
+            text += &format!("  externalIPs: [{}]\n", listed(&self.external_ips, |ip| format!("\"{ip}\"")));
+        }
+        if let Some(secs) = self.affinity {
+            text += &format!(
+                "  sessionAffinity: ClientIP\n  sessionAffinityConfig: {{clientIP: {{timeoutSeconds: {secs}}}}}\n"
+            );
+        }
         text += "  ports:\n";
         for port in &self.ports {
             text += &format!(
@@ -128,6 +165,10 @@ impl ServiceSpec {
             if let Some(node_port) = port.node_port {
                 text += &format!("    nodePort: {node_port}\n");
             }
+        }
+        if !self.balancer_ips.is_empty() {
+            let ingress = listed(&self.balancer_ips, |ip| format!("{{ip: \"{ip}\"}}"));
+            text += &format!("status:\n  loadBalancer: {{ingress: [{ingress}]}}\n");
         }
         text
     }
@@ -161,6 +202,11 @@ impl ServiceSpec {
         }
         text
     }
+}
+
+/// Items of a YAML sequence in one line.
+fn listed(ips: &[IpAddr], shown: impl Fn(&IpAddr) -> String) -> String {
+    ips.iter().map(shown).collect::<Vec<_>>().join(", ")
 }
 
 const fn family(v6: bool) -> &'static str {

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     janitor,
+    manifest::{NODE_NAME, OTHER_NODE},
     netns::{self, Namespace},
     schedule,
     server::wait_until,
@@ -51,6 +52,8 @@ pub struct LabConfig {
     pub rp_filter: u8,
     /// Number of server pods: `pod-a`, `pod-b`, ….
     pub pods: u8,
+    /// The node and the external host are neighbours on a switch that a second node may join: see [`Lab::join`].
+    pub switch: bool,
     /// The lab's id; without one it belongs to this process and goes with it.
     pub id: Option<String>,
 }
@@ -63,7 +66,7 @@ impl LabConfig {
             Netfilter::Conntrack => 1,
             Netfilter::InvalidDrop => 2,
         };
-        Self { shape, netfilter, rp_filter, pods: 3, id: None }
+        Self { shape, netfilter, rp_filter, pods: 3, switch: false, id: None }
     }
 }
 
@@ -117,13 +120,15 @@ impl Pod {
 pub const UPLINK: &str = "eth0";
 /// The bridge of [`Shape::Bridge`].
 pub const BRIDGE: &str = "cni0";
-/// The bridge's own MAC address. Left to itself a bridge takes the lowest of its ports', which changes as pods come and
-/// go and makes the pods' neighbour entries wrong; CNI plugins set one for that reason.
-const BRIDGE_MAC: &str = "0a:58:0a:f4:01:01";
-/// Prefixes: pods of this node.
+/// Prefixes: pods of the first node.
 pub const POD_CIDRS: [&str; 2] = ["10.244.1.0/24", "fd00:10:244:1::/64"];
 /// Prefixes: Services.
 pub const SERVICE_CIDRS: [&str; 2] = ["10.96.0.0/16", "fd00:10:96::/108"];
+/// Prefixes: addresses that no host has, and that the external clients of a lab with a switch send to their nodes:
+/// external IPs and load balancers'.
+pub const EXTERNAL_CIDRS: [&str; 2] = ["198.51.100.0/24", "2001:db8:198::/48"];
+/// The switch's own MAC address; see [`Lab::bridge_mac`].
+const SWITCH_MAC: &str = "0a:58:c0:a8:32:01";
 /// Every routed pod's gateway has this MAC address, as Calico's have.
 const ROUTED_MAC: &str = "ee:ee:ee:ee:ee:ee";
 /// The link-local address that follows from [`ROUTED_MAC`].
@@ -136,6 +141,8 @@ pub struct Lab {
     pub id: String,
     /// What it was built from.
     pub config: LabConfig,
+    /// Which node this is: 1, or 2 for one that joined.
+    pub number: u8,
     /// The node, with its uplink addresses.
     pub node: Host,
     /// Server pods.
@@ -151,6 +158,18 @@ pub struct Lab {
 impl Lab {
     /// Builds the cluster.
     pub fn new(config: LabConfig) -> Result<Self> {
+        Self::make(config, None)
+    }
+
+    /// A second node with pods of its own, on the same switch. The two reach each other's pods, and the external host
+    /// is shared: the first of its [clients](Self::external_clients) sends to Services by the first node, the other one
+    /// by the second.
+    pub fn join(&self, config: LabConfig) -> Result<Self> {
+        anyhow::ensure!(self.config.switch && self.number == 1, "{} has no switch to join", self.id);
+        Self::make(LabConfig { switch: true, ..config }, Some(self))
+    }
+
+    fn make(config: LabConfig, first: Option<&Self>) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         require_tools()?;
         schedule::watch();
@@ -161,26 +180,34 @@ impl Lab {
                 format!("{}{}", janitor::own_prefix(), COUNT.fetch_add(1, Ordering::Relaxed))
             }
         };
-        let built = Self::build(&id, config);
+        let built = Self::build(&id, config, first);
         if built.is_err() {
             janitor::remove(&format!("{id}-")).ok();
         }
         built.with_context(|| format!("cannot build lab {id}"))
     }
 
-    fn build(id: &str, config: LabConfig) -> Result<Self> {
+    fn build(id: &str, config: LabConfig, first: Option<&Self>) -> Result<Self> {
+        let number = if first.is_some() { 2 } else { 1 };
         let host = |name: &str, v4: Ipv4Addr, v6: Ipv6Addr| -> Result<Host> {
             Ok(Host { name: name.to_owned(), ns: Namespace::create(&format!("{id}-{name}"))?, v4, v6 })
         };
-        let node = host("node", Ipv4Addr::new(192, 168, 50, 10), uplink_v6(10))?;
-        let ext = host("ext", Ipv4Addr::new(192, 168, 50, 1), uplink_v6(1))?;
-        let client = new_pod(id, "client", 9)?;
+        let node = host("node", Ipv4Addr::new(192, 168, 50, 9 + number), uplink_v6(9 + u16::from(number)))?;
+        let ext = match first {
+            Some(first) => first.ext.clone(),
+            None => host("ext", Ipv4Addr::new(192, 168, 50, 1), uplink_v6(1))?,
+        };
+        let client = new_pod(id, number, "client", 9)?;
         let pods = (0..config.pods)
-            .map(|n| new_pod(id, &format!("pod-{}", char::from(b'a' + n)), 10 + n))
+            .map(|n| new_pod(id, number, &format!("pod-{}", char::from(b'a' + n)), 10 + n))
             .collect::<Result<Vec<_>>>()?;
-        let lab = Self { id: id.to_owned(), config, node, pods, client, ext, keep: false };
+        let lab = Self { id: id.to_owned(), config, number, node, pods, client, ext, keep: false };
         lab.wire_uplink()?;
         lab.wire_node()?;
+        if let Some(first) = first {
+            lab.wire_neighbour(first)?;
+            first.wire_neighbour(&lab)?;
+        }
         for pod in lab.all_pods() {
             lab.wire_pod(pod)?;
         }
@@ -201,11 +228,32 @@ impl Lab {
 
     /// Adds a pod to the running cluster. `n` is the last byte of its address: 20 and above are free.
     pub fn add_pod(&mut self, name: &str, n: u8) -> Result<&Pod> {
-        let pod = new_pod(&self.id, name, n)?;
+        let pod = new_pod(&self.id, self.number, name, n)?;
         self.wire_pod(&pod)?;
         self.pods.push(pod);
         self.wait_until_wired()?;
         Ok(&self.pods[self.pods.len() - 1])
+    }
+
+    /// The node's name, in manifests and for its agent.
+    pub fn node_name(&self) -> &'static str {
+        if self.number == 1 { NODE_NAME } else { OTHER_NODE }
+    }
+
+    /// The address that pods of the bridge shape have for their gateway.
+    pub fn gateway(&self, v6: bool) -> IpAddr {
+        if v6 { pod_v6(self.number, 1).into() } else { pod_v4(self.number, 1).into() }
+    }
+
+    /// The bridge's own MAC address. Left to itself a bridge takes the lowest of its ports', which changes as pods come
+    /// and go and makes the pods' neighbour entries wrong; CNI plugins set one for that reason.
+    fn bridge_mac(&self) -> String {
+        format!("0a:58:0a:f4:{:02x}:01", self.number)
+    }
+
+    /// Prefixes of the node's pods.
+    fn pod_cidrs(&self) -> [String; 2] {
+        [format!("{}/24", pod_v4(self.number, 0)), format!("{}/64", pod_v6(self.number, 0))]
     }
 
     /// A directory that goes with the lab: manifests, logs.
@@ -243,6 +291,7 @@ impl Lab {
 
     fn wire_uplink(&self) -> Result<()> {
         let (node, ext) = (&self.node, &self.ext);
+        let far = if self.config.switch { format!("port-{}", self.number) } else { UPLINK.to_owned() };
         netns::run(std::process::Command::new("ip").args([
             "link",
             "add",
@@ -254,25 +303,61 @@ impl Lab {
             "veth",
             "peer",
             "name",
-            UPLINK,
+            &far,
             "netns",
             ext.ns.name(),
         ]))?;
-        let mut lines = format!(
-            "link set lo up\nlink set {UPLINK} up\naddr add {}/24 dev {UPLINK}\naddr add {}/64 dev {UPLINK} nodad\n",
-            ext.v4, ext.v6
-        );
-        for family in [false, true] {
-            let length = if family { 128 } else { 32 };
-            for addr in Self::external_clients(family).iter().chain(&Self::remote_pods(family)) {
-                let nodad = if family { "nodad" } else { "" };
-                lines += &format!("addr add {addr}/{length} dev lo {nodad}\n");
+        let mut lines = String::new();
+        if self.number == 1 {
+            lines += "link set lo up\n";
+            if self.config.switch {
+                lines += &format!("link add name {UPLINK} address {SWITCH_MAC} type bridge forward_delay 0\n");
             }
-            for cidr in [POD_CIDRS, SERVICE_CIDRS].map(|cidrs| cidrs[usize::from(family)]) {
-                lines += &format!("route add {cidr} via {}\n", node.ip(family));
+            lines += &format!(
+                "link set {UPLINK} up\naddr add {}/24 dev {UPLINK}\naddr add {}/64 dev {UPLINK} nodad\n",
+                ext.v4, ext.v6
+            );
+        }
+        if self.config.switch {
+            lines += &format!("link set {far} master {UPLINK}\nlink set {far} up\n");
+        }
+        for v6 in [false, true] {
+            let own = Self::external_clients(v6);
+            // The remote pods of a lab with one node are the external host's.
+            let remote = if self.config.switch { &[][..] } else { &Self::remote_pods(v6) };
+            let (length, nodad) = if v6 { (128, "nodad") } else { (32, "") };
+            if self.number == 1 {
+                for addr in own.iter().chain(remote) {
+                    lines += &format!("addr add {addr}/{length} dev lo {nodad}\n");
+                }
+                lines += &format!("route add {} via {}\n", SERVICE_CIDRS[usize::from(v6)], node.ip(v6));
+            }
+            lines += &format!("route add {} via {}\n", self.pod_cidrs()[usize::from(v6)], node.ip(v6));
+        }
+        ext.ns.ip_batch(&lines)?;
+        if self.config.switch { self.wire_clients() } else { Ok(()) }
+    }
+
+    /// One of the external clients sends to Services by this node, whatever the others do.
+    fn wire_clients(&self) -> Result<()> {
+        let table = (100 + u16::from(self.number)).to_string();
+        for v6 in [false, true] {
+            let family = if v6 { "-6" } else { "-4" };
+            let client = Self::external_clients(v6)[usize::from(self.number - 1)].to_string();
+            let via = self.node.ip(v6).to_string();
+            self.ext.ns.output("ip", &[family, "rule", "add", "from", &client, "lookup", &table])?;
+            for cidrs in [SERVICE_CIDRS, EXTERNAL_CIDRS] {
+                let to = cidrs[usize::from(v6)];
+                self.ext.ns.output("ip", &[family, "route", "add", to, "via", &via, "table", &table])?;
             }
         }
-        ext.ns.ip_batch(&lines)
+        Ok(())
+    }
+
+    /// The way to another node's pods.
+    fn wire_neighbour(&self, other: &Self) -> Result<()> {
+        let route = |v6: bool| format!("route add {} via {}\n", other.pod_cidrs()[usize::from(v6)], other.node.ip(v6));
+        self.node.ns.ip_batch(&(route(false) + &route(true)))
     }
 
     fn wire_node(&self) -> Result<()> {
@@ -292,8 +377,11 @@ impl Lab {
         );
         if let Shape::Bridge { br_netfilter } = self.config.shape {
             lines += &format!(
-                "link add name {BRIDGE} address {BRIDGE_MAC} type bridge forward_delay 0\nlink set {BRIDGE} up\n\
-                 addr add 10.244.1.1/24 dev {BRIDGE}\naddr add fd00:10:244:1::1/64 dev {BRIDGE} nodad\n"
+                "link add name {BRIDGE} address {} type bridge forward_delay 0\nlink set {BRIDGE} up\n\
+                 addr add {}/24 dev {BRIDGE}\naddr add {}/64 dev {BRIDGE} nodad\n",
+                self.bridge_mac(),
+                self.gateway(false),
+                self.gateway(true)
             );
             let value = if br_netfilter { "1" } else { "0" };
             for table in ["iptables", "ip6tables"] {
@@ -353,9 +441,12 @@ impl Lab {
             }
             Shape::Bridge { .. } => (
                 format!(
-                    "addr add {}/24 dev eth0\nroute add default via 10.244.1.1\naddr add {}/64 dev eth0 nodad\n\
-                     route add default via fd00:10:244:1::1\n",
-                    pod.v4, pod.v6
+                    "addr add {}/24 dev eth0\nroute add default via {}\naddr add {}/64 dev eth0 nodad\n\
+                     route add default via {}\n",
+                    pod.v4,
+                    self.gateway(false),
+                    pod.v6,
+                    self.gateway(true)
                 ),
                 format!("link set {device} master {BRIDGE}\nlink set {device} up\n"),
             ),
@@ -411,8 +502,11 @@ impl Drop for Lab {
         if self.keep {
             return;
         }
-        for host in self.all_pods().map(|pod| &pod.host).chain([&self.node, &self.ext]) {
+        for host in self.all_pods().map(|pod| &pod.host).chain([&self.node]) {
             host.ns.delete();
+        }
+        if self.number == 1 {
+            self.ext.ns.delete();
         }
         // Both are absent after a run that never got that far.
         fs::remove_dir_all(self.dir()).ok();
@@ -420,12 +514,21 @@ impl Drop for Lab {
     }
 }
 
-/// A pod's namespace and addresses; its last address byte is `n`.
-fn new_pod(id: &str, name: &str, n: u8) -> Result<Pod> {
+/// A pod's namespace and addresses; the last byte of its address is `n`.
+fn new_pod(id: &str, number: u8, name: &str, n: u8) -> Result<Pod> {
     let ns = Namespace::create(&format!("{id}-{name}"))?;
-    let v6 = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, u16::from(n));
-    let host = Host { name: name.to_owned(), ns, v4: Ipv4Addr::new(10, 244, 1, n), v6 };
+    let host = Host { name: name.to_owned(), ns, v4: pod_v4(number, n), v6: pod_v6(number, n) };
     Ok(Pod { host, node_device: format!("veth-{name}") })
+}
+
+/// An address of the pods of a node.
+const fn pod_v4(number: u8, n: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 244, number, n)
+}
+
+/// The same of `fd00:10:244:N::/64`.
+const fn pod_v6(number: u8, n: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0x10, 0x244, number as u16, 0, 0, 0, n as u16)
 }
 
 /// A line of `ip -o link`: the device is up and has a queueing discipline that sends.

@@ -208,11 +208,7 @@ impl Cluster {
 
     /// How many packets ended in each way so far. Empty where the map cannot be read: it explains failures, no more.
     pub(crate) fn outcomes(&self) -> Vec<u64> {
-        let path = PinRoot::new(self.lab.pin_path()).map(|pins| pins.map("STATS"));
-        let map = path.ok().and_then(|path| MapData::from_pin(path).ok()).map(Map::PerCpuArray);
-        let stats: Option<PerCpuArray<_, u64>> = map.and_then(|map| map.try_into().ok());
-        let sum = |index| Some(stats.as_ref()?.get(&index, 0).ok()?.iter().sum());
-        Outcome::ALL.iter().map_while(|outcome| sum(*outcome as u32)).collect()
+        outcomes(&self.lab)
     }
 
     pub(crate) fn outcomes_since(&self, before: &[u64]) -> String {
@@ -239,6 +235,15 @@ impl Cluster {
         ensure!(leaked.is_empty(), "a Service address left the node by its uplink:\n{}", capture::show(&leaked));
         Ok(result)
     }
+}
+
+/// How many packets ended in each way so far at a node.
+pub(crate) fn outcomes(lab: &Lab) -> Vec<u64> {
+    let path = PinRoot::new(lab.pin_path()).map(|pins| pins.map("STATS"));
+    let map = path.ok().and_then(|path| MapData::from_pin(path).ok()).map(Map::PerCpuArray);
+    let stats: Option<PerCpuArray<_, u64>> = map.and_then(|map| map.try_into().ok());
+    let sum = |index| Some(stats.as_ref()?.get(&index, 0).ok()?.iter().sum());
+    Outcome::ALL.iter().map_while(|outcome| sum(*outcome as u32)).collect()
 }
 
 fn is_service_ip(ip: IpAddr) -> bool {

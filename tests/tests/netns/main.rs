@@ -70,4 +70,6 @@ mod status;
 #[cfg(test)]
 mod tuples;
 #[cfg(test)]
+mod two_nodes;
+#[cfg(test)]
 mod unallocated;

@@ -185,7 +185,7 @@ fn ask(stream: &mut TcpStream, nonce: [u8; 16]) -> io::Result<()> {
 /// that masquerade uses.
 fn own_connections(ns: &Namespace, node: std::net::IpAddr, endpoint: SocketAddr, count: u16) -> Result<Vec<TcpStream>> {
     let open = |n: u16| {
-        let port = if n % 2 == 0 { 0 } else { IN_POOL + n };
+        let port = if n.is_multiple_of(2) { 0 } else { IN_POOL + n };
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
         socket.bind(&SocketAddr::new(node, port).into())?;
         socket.connect_timeout(&endpoint.into(), PATIENCE)?;
@@ -262,10 +262,9 @@ fn ensure_whole(written: usize, wanted: usize) -> io::Result<()> {
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop.notify_one();
-        match self.thread.take().map(thread::JoinHandle::join) {
-            Some(Ok(Err(error))) => eprintln!("the endpoint: {error:#}"),
-            // A panic has been printed.
-            Some(Ok(Ok(())) | Err(_)) | None => {}
+        // A panic has been printed.
+        if let Some(Ok(Err(error))) = self.thread.take().map(thread::JoinHandle::join) {
+            eprintln!("the endpoint: {error:#}");
         }
     }
 }

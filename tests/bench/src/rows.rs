@@ -49,7 +49,7 @@ impl Traffic {
             Self::Established => "established UDP flow",
             Self::NewFlow => "every packet a new flow",
             Self::Masqueraded => "established, masqueraded",
-            Self::NewMasqueraded => "each a new flow, masqueraded",
+            Self::NewMasqueraded => "new flows, masqueraded",
             Self::Other => "no Service's traffic",
             Self::Direct => "endpoint's own address",
         }

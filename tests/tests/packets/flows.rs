@@ -1,12 +1,12 @@
 //! A flow's life: begun, half open, confirmed, ended, begun anew.
 
 use fairlead_tests::packet::world::{self, POD1, POD2};
-use fairlead_tests::packet::{ACK, FIN, Node, RST, SYN, Table, Wire};
+use fairlead_tests::packet::{ACK, FIN, Node, RST, SYN, Service, Table, Wire};
 use proxy_agent::model::IpFamily;
 use proxy_common::abi::Flow;
 use proxy_common::{Outcome, V4};
 
-use crate::cases::{CLIENT_PORT, TARGET, Talk, at, other, to_remote, web};
+use crate::cases::{CLIENT_PORT, PORT, TARGET, Talk, at, other, reset_for, to_remote, unreachable_for, web};
 
 wires! {
     the_first_packet_goes_to_an_endpoint_and_the_reply_comes_from_the_service,
@@ -34,6 +34,11 @@ families! {
     rule_105_datagrams_move_when_their_endpoint_is_gone,
     rule_105_half_open_datagrams_move_when_their_endpoint_is_gone,
     rule_105_datagrams_stay_while_their_endpoint_serves,
+    rule_107_datagrams_follow_a_target_port_that_changes,
+    rule_108_datagrams_are_refused_when_the_last_endpoint_goes,
+    rule_109_datagrams_end_with_their_service,
+    rule_110_datagrams_that_were_refused_are_served_with_the_first_endpoint,
+    rule_36_a_port_that_goes_takes_no_connection_with_it,
 }
 
 pub(crate) fn the_first_packet_goes_to_an_endpoint_and_the_reply_comes_from_the_service(wire: Wire) {
@@ -48,7 +53,7 @@ pub(crate) fn the_first_packet_goes_to_an_endpoint_and_the_reply_comes_from_the_
 }
 
 /// The Service with three endpoints on the other node.
-fn with_three(wire: Wire) -> fairlead_tests::packet::Service {
+fn with_three(wire: Wire) -> Service {
     let [first, second] = [world::remote, world::remote2].map(|addr| addr(wire.family));
     web(wire).elsewhere(first).elsewhere(second).here(world::pod2(wire.family))
 }
@@ -351,4 +356,61 @@ fn rule_105_datagrams_stay_while_their_endpoint_serves(family: IpFamily) {
     talk.is_opened(&node);
     node.apply(&web(wire).shutting_down(talk.endpoint.ip()).elsewhere(world::remote(family)));
     talk.goes_on(&node);
+}
+
+fn rule_107_datagrams_follow_a_target_port_that_changes(family: IpFamily) {
+    let wire = udp(family);
+    let (mut node, talk) = to_remote(wire);
+    talk.is_opened(&node);
+    let next = Talk::to(wire, wire.at(world::remote, TARGET + 1));
+    let moved = Service::new("web", &[world::vip(family)]).port(wire.protocol, PORT, TARGET + 1);
+    node.apply(&moved.elsewhere(next.endpoint.ip()));
+    next.goes(&node, Outcome::RequestNew, &next.talk());
+    next.is_confirmed(&node);
+    next.goes_on(&node);
+}
+
+fn rule_108_datagrams_are_refused_when_the_last_endpoint_goes(family: IpFamily) {
+    let wire = udp(family);
+    let (mut node, talk) = to_remote(wire);
+    talk.is_opened(&node);
+    node.apply(&web(wire));
+    let quoted = if family == IpFamily::V4 { 28 } else { 48 };
+    let datagram = talk.talk();
+    node.arrives(POD1, &datagram).is_answered(Outcome::RejectNoEndpoint, &unreachable_for(&datagram, quoted));
+    // The same socket finds the next one.
+    let next = Talk::to(wire, wire.at(world::remote2, TARGET));
+    node.apply(&web(wire).elsewhere(next.endpoint.ip()));
+    next.goes(&node, Outcome::RequestNew, &next.talk());
+}
+
+fn rule_109_datagrams_end_with_their_service(family: IpFamily) {
+    let wire = udp(family);
+    let (mut node, talk) = to_remote(wire);
+    talk.is_opened(&node);
+    node.delete(&web(wire).elsewhere(talk.endpoint.ip()));
+    node.arrives(POD1, &talk.talk()).is_left_alone();
+}
+
+fn rule_110_datagrams_that_were_refused_are_served_with_the_first_endpoint(family: IpFamily) {
+    let wire = udp(family);
+    let talk = Talk::to(wire, wire.at(world::remote, TARGET));
+    let mut node = Node::serving(&[&web(wire)]);
+    let quoted = if family == IpFamily::V4 { 28 } else { 48 };
+    let datagram = talk.opening();
+    node.arrives(POD1, &datagram).is_answered(Outcome::RejectNoEndpoint, &unreachable_for(&datagram, quoted));
+    node.apply(&web(wire).elsewhere(talk.endpoint.ip()));
+    talk.is_opened(&node);
+    talk.goes_on(&node);
+}
+
+fn rule_36_a_port_that_goes_takes_no_connection_with_it(family: IpFamily) {
+    let wire = tcp(family);
+    let (mut node, talk) = to_remote(wire);
+    talk.is_opened(&node);
+    let on_another_port = Service::new("web", &[world::vip(family)]).port(wire.protocol, PORT + 1, TARGET);
+    node.apply(&on_another_port.elsewhere(talk.endpoint.ip()));
+    talk.goes_on(&node);
+    let late = talk.on_port(talk.client.port() + 1).opening();
+    node.arrives(POD1, &late).is_answered(Outcome::RejectUnknownPort, &reset_for(&late, ACK, 0, 0x1000_0001));
 }

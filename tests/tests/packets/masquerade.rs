@@ -22,6 +22,7 @@ wires! {
     rule_71_without_detection_a_cluster_ip_masquerades_nobody,
     rule_69_without_detection_a_pod_has_no_short_way,
     rule_72_the_source_is_the_address_of_the_device,
+    rule_73_an_internal_local_policy_masquerades_who_is_no_pod_as_well,
     rule_74_a_pod_reaches_itself_through_a_node_port,
     rule_75b_a_process_of_the_node_sees_the_client,
     neighbours_on_a_bridge_meet_by_mac_both_ways,
@@ -350,4 +351,15 @@ fn a_syn_after_the_end_gets_another_port(family: proxy_agent::model::IpFamily) {
     let again = way.goes(&node, Outcome::RequestNew, &way.opening());
     assert_ne!(again, seen, "the port used last is used again last");
     way.comes(&node, again, by_now(wire, Outcome::ReplyHalfOpen), Wire::answer);
+}
+
+fn rule_73_an_internal_local_policy_masquerades_who_is_no_pod_as_well(wire: Wire) {
+    let (client, vip) = (wire.at(world::client, 51_234), wire.at(world::vip, PORT));
+    let endpoint = wire.at(world::pod2, TARGET);
+    let service = web(wire).internal_local().here(endpoint.ip()).elsewhere(world::remote(wire.family));
+    let node = Node::serving(&[&service]);
+    let opening = at(UPLINK, wire.opening(client, vip));
+    node.arrives(UPLINK, &opening).becomes_due(Outcome::RequestNew, &opening.clone().to(endpoint));
+    let from_pod = at(POD1, wire.opening(wire.at(world::pod1, 51_234), vip));
+    node.arrives(POD1, &from_pod).becomes(Outcome::RequestNew, &from_pod.clone().to(endpoint));
 }

@@ -16,6 +16,7 @@ wires! {
     rule_92_a_process_of_the_node_reaches_itself_by_a_node_port,
     rule_89_a_node_port_is_none_on_loopbacks_own_address,
     what_a_process_of_the_node_says_to_itself_is_left_alone,
+    rule_70_a_process_of_the_node_uses_any_endpoint_under_a_local_policy,
     an_endpoint_that_no_route_leads_to_is_dropped,
     an_endpoint_that_a_route_forbids_is_dropped,
     a_forwarded_packet_to_a_service_is_not_taken_for_the_nodes_own,
@@ -203,4 +204,13 @@ fn the_nodes_own_packets_to_anybody_else_are_left_alone(wire: Wire) {
     for to in [endpoint, wire.at(world::client, 443)] {
         node.sends(UPLINK, &sent(wire, to)).is_left_alone();
     }
+}
+
+fn rule_70_a_process_of_the_node_uses_any_endpoint_under_a_local_policy(wire: Wire) {
+    let endpoint = wire.at(world::remote, TARGET);
+    let external = world::nowhere(wire.family);
+    let balanced = web(wire).balancer_ip(external).external_local().elsewhere(endpoint.ip());
+    let node = Node::serving(&[&balanced]);
+    let opening = sent(wire, std::net::SocketAddr::new(external, PORT));
+    node.sends(UPLINK, &opening).is_redirected(Outcome::RequestNew, &opening.clone().to(endpoint));
 }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use fairlead_tests::packet::world::{self, POD1, UPLINK};
 use fairlead_tests::packet::{Node, Service, Wire};
+use proxy_agent::model::IpFamily;
 use proxy_common::Outcome;
 
 use crate::cases::{CLIENT_PORT, PORT, TARGET, Talk, at, by_now, out_of, web};
@@ -19,6 +20,7 @@ wires! {
     rule_54_a_local_node_port_without_an_endpoint_here_drops,
     rule_69_a_pod_uses_any_endpoint_of_a_local_node_port,
     rule_85_a_node_port_answers_only_on_its_addresses,
+    rule_93_a_node_port_of_another_node_is_left_alone,
     another_port_of_the_node_is_left_alone,
     every_port_leads_to_its_own_target,
     a_service_that_is_deleted_is_left_alone,
@@ -34,10 +36,7 @@ fn chosen(node: &Node, wire: Wire) -> BTreeSet<SocketAddr> {
         .collect()
 }
 
-fn endpoints<const N: usize>(
-    wire: Wire,
-    addrs: [fn(proxy_agent::model::IpFamily) -> std::net::IpAddr; N],
-) -> BTreeSet<SocketAddr> {
+fn endpoints<const N: usize>(wire: Wire, addrs: [fn(IpFamily) -> std::net::IpAddr; N]) -> BTreeSet<SocketAddr> {
     addrs.map(|addr| wire.at(addr, TARGET)).into()
 }
 
@@ -139,4 +138,13 @@ fn a_service_that_is_deleted_is_left_alone(wire: Wire) {
     node.delete(&service);
     let talk = Talk::to(wire, wire.at(world::remote, TARGET));
     node.arrives(POD1, &talk.opening()).is_left_alone();
+}
+
+fn rule_93_a_node_port_of_another_node_is_left_alone(wire: Wire) {
+    // The other node is an endpoint as well, so that its address is one of those that are looked at.
+    let other_node = if wire.family == IpFamily::V4 { "192.0.2.2" } else { "2001:db8::2" };
+    let other_node = other_node.parse().expect("an address");
+    let node = Node::serving(&[&web(wire).node_port(NODE_PORT).elsewhere(other_node)]);
+    let there = SocketAddr::new(other_node, NODE_PORT);
+    node.arrives(POD1, &at(POD1, wire.opening(wire.at(world::pod1, 51_234), there))).is_left_alone();
 }

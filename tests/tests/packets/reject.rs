@@ -21,6 +21,7 @@ families! {
     an_icmp_error_to_a_cluster_ip_is_not_answered,
     nobody_is_answered_at_an_address_that_is_nobodys,
     the_nodes_own_process_is_refused_where_it_listens,
+    rule_64_the_nodes_own_process_is_refused_at_an_external_address,
     a_connection_that_began_under_kube_proxy_is_left_to_its_rules,
     answers_are_limited,
 }
@@ -177,4 +178,13 @@ pub(crate) fn answers_are_limited(family: IpFamily) {
     // One token may be left.
     while node.arrives(POD1, &datagram).counted() == [Outcome::RejectNoEndpoint] {}
     node.arrives(POD1, &datagram).is_dropped(Outcome::DropRejectLimit);
+}
+
+fn rule_64_the_nodes_own_process_is_refused_at_an_external_address(family: IpFamily) {
+    let wire = tcp(family);
+    let external = world::nowhere(family);
+    let node = Node::serving(&[&web(wire).external_ip(external)]);
+    let to = SocketAddr::new(external, PORT);
+    let syn = wire.opening(wire.at(world::node, 50_000), to).on_wire(UPLINK.mac, UPLINK.peer);
+    node.sends(UPLINK, &syn).is_answered(Outcome::RejectNoEndpoint, &reset_for(&syn, ACK, 0, 0x1000_0001));
 }

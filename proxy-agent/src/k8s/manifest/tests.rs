@@ -97,6 +97,72 @@ fn rules_1_and_10_services_that_proxies_skip_are_none() {
 }
 
 #[test]
+fn rule_12_one_name_in_two_protocols_is_two_ports() {
+    let spec = "clusterIP: 10.96.0.1\nports: [{port: 53}, {port: 53, protocol: UDP}]";
+    let ports: Vec<_> =
+        services(&service(spec))[0].ports.iter().map(|port| (port.name.clone(), port.protocol)).collect();
+    assert_eq!(ports, [("".into(), Protocol::Tcp), ("".into(), Protocol::Udp)]);
+}
+
+#[test]
+fn rule_22_the_timeout_of_an_affinity_is_three_hours_by_default() {
+    let secs = |more: &str| services(&service(&format!("clusterIP: 10.96.0.1\n{more}")))[0].affinity_secs;
+    assert_eq!(secs("sessionAffinity: ClientIP"), Some(10_800));
+    assert_eq!(secs("sessionAffinity: ClientIP\nsessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}"), Some(60));
+    assert_eq!(secs("sessionAffinity: None\nsessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}"), None);
+}
+
+/// Each with the object that it is set in, which must come out as the one without it.
+#[test]
+fn rule_14_and_others_what_is_not_read_of_a_service_has_no_effect() {
+    let plain = r"
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec:
+  type: LoadBalancer
+  clusterIP: 10.96.0.10
+  clusterIPs: [10.96.0.10]
+  ports: [{name: http, port: 80, protocol: TCP}]
+status: {loadBalancer: {ingress: [{ip: 198.51.100.1}]}}
+";
+    let expected = services(plain);
+    assert_eq!(expected.len(), 1);
+    let spec = |line: &str| plain.replace("spec:\n", &format!("spec:\n  {line}\n"));
+    for (rule, text) in [
+        (14, spec("ipFamilyPolicy: RequireDualStack")),
+        (15, plain.replace("protocol: TCP", "protocol: TCP, targetPort: 8080, appProtocol: kubernetes.io/h2c")),
+        (15, plain.replace("protocol: TCP", "protocol: TCP, targetPort: web")),
+        (
+            19,
+            plain.replace(
+                "{ip: 198.51.100.1}",
+                "{ip: 198.51.100.1, hostname: lb.example, ports: [{port: 443, protocol: TCP}]}",
+            ),
+        ),
+        (20, spec("loadBalancerIP: 198.51.100.9")),
+        (20, spec("loadBalancerClass: example.com/other")),
+        (27, spec("publishNotReadyAddresses: true")),
+        (28, spec("trafficDistribution: PreferSameNode")),
+        (29, spec("selector: {app: web}")),
+        (30, spec("allocateLoadBalancerNodePorts: false")),
+        (31, plain.replace("name: web,", "deletionTimestamp: 2026-05-17T10:00:00Z, finalizers: [a/b], name: web,")),
+        (59, plain.replace("name: web,", "annotations: {service.kubernetes.io/topology-mode: Auto}, name: web,")),
+        (
+            21,
+            plain.replace(
+                "name: web,",
+                "annotations: {service.beta.kubernetes.io/load-balancer-source-ranges: 10.0.0.0/8}, name: web,",
+            ),
+        ),
+        (33, plain.replace("name: web,", "labels: {any: thing}, ownerReferences: [], name: web,")),
+    ] {
+        assert_ne!(text, plain, "rule {rule}");
+        assert_eq!(services(&text), expected, "rule {rule}: {text}");
+    }
+}
+
+#[test]
 fn rule_13_families_decide_which_addresses_count() {
     let ips = |spec: &str| {
         let [service]: [Service; 1] = services(&service(spec)).try_into().unwrap();
@@ -252,6 +318,37 @@ fn rules_2_37_and_38_slices_that_are_not_for_us() {
         orphan[0].contains("EndpointSlice shop/web-1: metadata.labels: no \"kubernetes.io/service-name\"; set it"),
         "{orphan:?}"
     );
+}
+
+#[test]
+fn rule_2_the_label_of_another_proxy_on_a_slice_means_nothing() {
+    let labelled = SLICE.replace("labels: {", "labels: {service.kubernetes.io/service-proxy-name: other, ");
+    assert_eq!(slices(&labelled), slices(SLICE));
+    assert_eq!(slices(&labelled).len(), 1);
+}
+
+#[test]
+fn rule_44_and_others_what_is_not_read_of_a_slice_has_no_effect() {
+    let expected = slices(SLICE);
+    for (rule, text) in [
+        (
+            37,
+            SLICE.replace(
+                "  labels:",
+                "  ownerReferences: [{apiVersion: v1, kind: Service, name: other, uid: u}]\n  labels:",
+            ),
+        ),
+        (40, SLICE.replace("port: 8080", "port: 8080, appProtocol: http")),
+        (43, SLICE.replace("nodeName: node-a", "nodeName: node-a, hostname: a, targetRef: {kind: Pod, name: a}")),
+        (
+            43,
+            SLICE.replace("nodeName: node-a", "nodeName: node-a, deprecatedTopology: {kubernetes.io/hostname: node-b}"),
+        ),
+        (44, SLICE.replace("nodeName: node-a", "nodeName: node-a, zone: z")),
+    ] {
+        assert_ne!(text, SLICE, "rule {rule}");
+        assert_eq!(slices(&text), expected, "rule {rule}: {text}");
+    }
 }
 
 #[test]

@@ -38,13 +38,12 @@ fn build() -> Result<PathBuf, String> {
     let out = variable("OUT_DIR")?;
     // <target>/<profile>/build/<crate>/out: beside the profiles, so that they share one object.
     let target = out.ancestors().nth(4).unwrap_or(Path::new(&out)).join("ebpf");
-    let options = proxy_ebpf_build::Options {
-        workspace,
-        target_dir: &target,
-        features: &[],
-        opt_level: None,
-        subcommand: "build",
-    };
+    // Faults of the programs come with those of the agent, from a folder of their own.
+    let mutants = env::var_os("CARGO_FEATURE_MUTANTS").is_some();
+    let target = if mutants { target.join("mutants") } else { target };
+    let features: &[&str] = if mutants { &["mutants"] } else { &[] };
+    let options =
+        proxy_ebpf_build::Options { workspace, target_dir: &target, features, opt_level: None, subcommand: "build" };
     let built = proxy_ebpf_build::build(&options).map_err(|e| e.to_string())?;
     Ok(built.object)
 }

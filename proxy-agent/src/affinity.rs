@@ -27,9 +27,11 @@ pub struct Facts {
 /// True if the client's next connection is balanced anew: its time is over (rule 79), the endpoint has gone in between
 /// (rule 81), or nobody asks for affinity any more (rule 84). So whoever has the port id next inherits no client.
 pub fn is_over(entry: &Affinity, facts: Facts, now_secs: u32) -> bool {
-    facts.timeout_secs == 0
+    (facts.timeout_secs == 0 && !mutant!("rule-84-sweep"))
         || now_secs.saturating_sub(entry.last_new_secs) >= facts.timeout_secs
-        || entry.endpoint_gen != facts.generation
+            && facts.timeout_secs != 0
+            && !mutant!("rule-79-sweep")
+        || (entry.endpoint_gen != facts.generation && !mutant!("rule-81-sweep"))
 }
 
 /// The table of a family.

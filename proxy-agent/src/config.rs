@@ -92,7 +92,7 @@ impl NodePortAddresses {
             Self::Primary => false,
             Self::Networks(networks) => {
                 let mut own = networks.iter().filter(|net| IpFamily::of(&net.addr()) == family).peekable();
-                own.peek().is_none() || own.any(|net| net.prefix_len() == 0)
+                own.peek().is_none() || own.any(|net| net.prefix_len() == 0 && !mutant!("rule-87"))
             }
         }
     }
@@ -100,16 +100,16 @@ impl NodePortAddresses {
     /// True if NodePorts are answered at this address of the node. `primary` are the node's primary addresses; an
     /// unknown one leaves its family to all addresses, as in kube-proxy (rules 85 and 86).
     pub fn accepts(&self, addr: IpAddr, primary: &[IpAddr]) -> bool {
-        if addr.is_loopback() || addr.is_unspecified() {
+        if (addr.is_loopback() && !mutant!("rule-88")) || addr.is_unspecified() {
             return false;
         }
         let same_family = |other: &IpAddr| other.is_ipv4() == addr.is_ipv4();
         match self {
             Self::All => true,
-            Self::Primary => is_primary(addr, primary),
+            Self::Primary => is_primary(addr, primary) || mutant!("rule-85-all"),
             Self::Networks(networks) => {
                 let mut own = networks.iter().filter(|net| same_family(&net.addr())).peekable();
-                own.peek().is_none() || own.any(|net| net.contains(&addr))
+                own.peek().is_none() && !mutant!("rule-86") || own.any(|net| net.contains(&addr))
             }
         }
     }
@@ -292,7 +292,7 @@ fn parse_api_server(args: &SourceArgs) -> Result<Option<String>, Invalid> {
 
 /// Nothing, an address, or one with a port.
 fn parse_bind_address(flag: &'static str, text: &str, port: u16) -> Result<Option<SocketAddr>, Invalid> {
-    if text.is_empty() {
+    if text.is_empty() && !mutant!("rule-121-off") {
         return Ok(None);
     }
     let addr = text.parse().or_else(|_| text.parse().map(|ip: IpAddr| SocketAddr::new(ip, port)));

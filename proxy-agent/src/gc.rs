@@ -27,7 +27,8 @@ pub fn expired<F: Family>(
     partner_seen_secs: Option<u32>,
 ) -> bool {
     let last = owner.last_seen_secs.max(partner_seen_secs.unwrap_or(0));
-    now_secs.saturating_sub(last) > timeouts.of(proto, owner)
+    now_secs.saturating_sub(last)
+        > if mutant!("rule-114") { timeouts.udp_stream_secs } else { timeouts.of(proto, owner) }
 }
 
 /// Where a sweep reads and removes; the kernel's tables, or a test's.

@@ -73,7 +73,11 @@ impl Health {
     pub fn queued(&self, families: Families, now: Moment) {
         let mut state = self.state();
         for family in families.iter() {
-            state.family(family).queued.get_or_insert(now);
+            let queued = &mut state.family(family).queued;
+            if mutant!("rule-116") {
+                *queued = None;
+            }
+            queued.get_or_insert(now);
         }
     }
 
@@ -99,6 +103,13 @@ impl Health {
             family.updated.map(|updated| FamilyStatus { last_updated: updated.wall, healthy: !late(family) })
         };
         let status = Status { v4: status(&state.v4), v6: status(&state.v6) };
+        if mutant!("rule-116-starting") && status.v4.is_none() {
+            return Verdict { healthy: false, eligible: false, status, now: now.wall };
+        }
+        if mutant!("rule-116-families") {
+            let healthy = status.v4.is_none_or(|family| family.healthy);
+            return Verdict { healthy, eligible: true, status, now: now.wall };
+        }
         Verdict {
             healthy: [&status.v4, &status.v6].into_iter().flatten().all(|family| family.healthy),
             eligible: state.leaving == Some(false),
@@ -165,12 +176,12 @@ struct Body {
 impl Verdict {
     /// The answer: yes or no, and the body.
     pub fn answer(&self, question: Question) -> (bool, String) {
-        let yes = self.healthy && (question == Question::Live || self.eligible);
+        let yes = self.healthy && (question == Question::Live || self.eligible || mutant!("rule-117"));
         let families = [self.status.v4, self.status.v6];
         let last = families.into_iter().flatten().map(|family| family.last_updated).max();
         let body = Body {
             // A healthy proxy always was up to date just now; so old clients read it.
-            last_updated: if yes { self.now } else { last.unwrap_or(NEVER) },
+            last_updated: if yes && !mutant!("rule-119") { self.now } else { last.unwrap_or(NEVER) },
             current_time: self.now,
             node_eligible: (question == Question::Ready).then_some(self.eligible),
             healthy: self.healthy,

@@ -108,7 +108,10 @@ pub struct Place {
 impl Place {
     /// Listened on already (`--bind-address-hard-fail`).
     pub fn open(what: &'static str, addr: SocketAddr) -> Result<Self, ListenError> {
-        let listener = listen(addr, Reach::Both).map_err(|source| ListenError { addr, source })?;
+        let listener = match listen(addr, Reach::Both) {
+            Err(_) if mutant!("rule-121") => return Ok(Self::wanted(what, addr)),
+            result => result.map_err(|source| ListenError { addr, source })?,
+        };
         tracing::info!(what, %addr, "listening");
         Ok(Self { what, addr, open: Some(listener) })
     }
@@ -221,6 +224,22 @@ mod tests {
         server.abort();
         runtime.block_on(server).unwrap_err();
         assert!(TcpStream::connect(addr).is_err(), "nobody listens any more");
+    }
+
+    #[test]
+    fn rule_121_a_port_that_is_taken_fails_at_once_or_is_waited_for() {
+        let runtime = runtime();
+        let _guard = runtime.enter();
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = taken.local_addr().unwrap();
+        let error = Place::open("health", addr).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("cannot listen at {addr}: ")), "{error}");
+        let waiting = runtime.spawn(Place::wanted("health", addr).listener());
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!waiting.is_finished());
+        drop(taken);
+        let listener = runtime.block_on(async { tokio::time::timeout(LISTEN_RETRY * 6, waiting).await });
+        assert_eq!(listener.unwrap().unwrap().local_addr().unwrap(), addr);
     }
 
     #[test]

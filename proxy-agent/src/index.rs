@@ -211,9 +211,11 @@ impl Index {
     /// The slices of a Service in one family, by name. Those made from Endpoints count only where there is no other.
     pub fn slices(&self, service: &ObjectName, family: IpFamily) -> Vec<&EndpointSlice> {
         let names = self.slices_of.get(service).into_iter().flatten();
-        let mut slices: Vec<_> =
-            names.filter_map(|name| self.slices.get(name)).filter(|slice| slice.family == family).collect();
-        if slices.iter().any(|slice| !slice.legacy) {
+        let mut slices: Vec<_> = names
+            .filter_map(|name| self.slices.get(name))
+            .filter(|slice| slice.family == family || mutant!("rule-96"))
+            .collect();
+        if slices.iter().any(|slice| !slice.legacy) && !mutant!("rule-5") {
             slices.retain(|slice| !slice.legacy);
         }
         slices
@@ -221,7 +223,8 @@ impl Index {
 
     /// The Service that has it, of all that ask for it: the oldest, then the first by name (rule 32).
     pub fn owner(&self, claim: &Claim) -> Option<&ObjectName> {
-        self.claims.get(claim)?.first().map(|(_, name)| name)
+        let claimants = self.claims.get(claim)?;
+        if mutant!("rule-32") { claimants.last() } else { claimants.first() }.map(|(_, name)| name)
     }
 
     /// The node's own addresses.
@@ -280,7 +283,7 @@ impl Index {
             Kind::ServiceCidr => self.service_cidrs.keys().cloned().collect(),
         };
         for name in known {
-            if !relist.objects.contains_key(&name) && !relist.kept.contains(&name) {
+            if !relist.objects.contains_key(&name) && !relist.kept.contains(&name) && !mutant!("rule-6") {
                 self.remove(kind, &name, changed);
             }
         }
@@ -294,6 +297,7 @@ impl Index {
             Object::Service(service) => self.put_service(service, changed),
             Object::Slice(slice) => self.put_slice(slice, changed),
             Object::Node(node) => self.put_node(node, changed),
+            Object::ServiceCidr(_) if mutant!("rule-3") => {}
             Object::ServiceCidr(cidr) => {
                 changed.service_cidrs |= self.service_cidrs.get(&cidr.name) != Some(&cidr);
                 self.service_cidrs.insert(cidr.name.clone(), cidr);
@@ -308,7 +312,7 @@ impl Index {
         }
         changed.node = true;
         changed.families = Families::BOTH;
-        if known.and_then(|known| known.zone.as_deref()) != node.zone.as_deref() {
+        if known.and_then(|known| known.zone.as_deref()) != node.zone.as_deref() && !mutant!("rule-60") {
             // Seldom, so nobody keeps a list of them (rule 60).
             let hinted = self.slices.values().filter(|slice| !slice.zone_hints.is_empty());
             changed.services.extend(hinted.map(|slice| slice.service.clone()));
@@ -326,7 +330,7 @@ impl Index {
     }
 
     fn put_service(&mut self, service: Service, changed: &mut Changed) {
-        if self.services.get(&service.name) == Some(&service) {
+        if self.services.get(&service.name) == Some(&service) && !mutant!("rule-33") {
             return;
         }
         changed.objects.services += 1;
@@ -349,21 +353,29 @@ impl Index {
         if known == Some(&slice) {
             return;
         }
+        let early = mutant!("rule-47") && !self.services.contains_key(&slice.service);
+        if early || mutant!("rule-50") && slice.endpoints.is_empty() {
+            return;
+        }
         changed.objects.slices += 1;
         // The label that names the Service may change in place: the Service it leaves must forget it (rule 49).
-        if let Some(left) = known.map(|known| known.service.clone()).filter(|left| *left != slice.service) {
+        if let Some(left) =
+            known.map(|known| known.service.clone()).filter(|left| *left != slice.service && !mutant!("rule-49"))
+        {
             self.detach(&left, &slice.name);
             changed.services.insert(left);
         }
         self.slices_of.entry(slice.service.clone()).or_default().insert(slice.name.clone());
         changed.services.insert(slice.service.clone());
-        changed.families = changed.families.or(Families::one(slice.family));
+        changed.families =
+            changed.families.or(if mutant!("rule-116-slice") { Families::BOTH } else { Families::one(slice.family) });
         changed.triggers.put(&slice);
         self.slices.insert(slice.name.clone(), slice);
     }
 
     fn remove(&mut self, kind: Kind, name: &ObjectName, changed: &mut Changed) {
         match kind {
+            Kind::Service if mutant!("rule-7") => {}
             Kind::Service => {
                 self.unclaim(name, changed);
                 if self.services.remove(name).is_some() {

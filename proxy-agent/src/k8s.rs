@@ -86,7 +86,9 @@ pub enum AddressError {
 /// Reads an address as Kubernetes does: leading zeros are decimal (rule 41), an IPv4 address within IPv6 is IPv4.
 pub fn parse_address(text: &str) -> Result<IpAddr, AddressError> {
     let parsed = text.parse::<IpAddr>().ok().map(|addr| addr.to_canonical());
-    parsed.or_else(|| with_leading_zeros(text)).ok_or_else(|| AddressError::Invalid(text.to_owned()))
+    parsed
+        .or_else(|| with_leading_zeros(text).filter(|_| !mutant!("rule-41-zeros")))
+        .ok_or_else(|| AddressError::Invalid(text.to_owned()))
 }
 
 /// The same, and not one of those that no Service or endpoint can have.

@@ -1,5 +1,8 @@
 //! Fairlead's agent: watches Services and EndpointSlices and keeps the eBPF maps in step.
 
+#[macro_use]
+pub mod mutants;
+
 pub mod affinity;
 pub mod args;
 pub mod cli;

@@ -111,7 +111,7 @@ pub fn desired(index: &Index, name: &ObjectName, ipv6: bool) -> Desired {
     let mut plan = Desired::nothing(name.clone());
     let Some(service) = index.service(name) else { return plan };
     let mut unserved = BTreeSet::new();
-    for family in IpFamily::ALL.into_iter().filter(|family| ipv6 || *family == IpFamily::V4) {
+    for family in IpFamily::ALL.into_iter().filter(|family| ipv6 || *family == IpFamily::V4 || mutant!("rule-97")) {
         let Some(cluster_ip) = service.cluster_ip(family) else { continue };
         plan.cluster_ips.push(cluster_ip);
         if let Some(owner) = other_owner(index, &Claim::ClusterIp(cluster_ip), name) {
@@ -159,24 +159,34 @@ fn plan_port(
     let candidates = endpoints::gather(&here.slices, &port.name, port.protocol, here.zone);
     let categories = endpoints::categorize(&candidates);
     let mut policy = 0;
-    if service.internal_local {
+    if service.internal_local && !mutant!("rule-24") {
         policy |= Policy::INTERNAL_LOCAL;
     }
     if service.external_local() {
         policy |= Policy::EXTERNAL_LOCAL;
     }
     let key = PortKey { service: service.name.clone(), port: port.name.clone(), protocol: port.protocol, family };
-    let without_local = if categories.any { RunVerdict::Drop } else { RunVerdict::Reject };
+    let without_local = if categories.any && !mutant!("rule-54") { RunVerdict::Drop } else { RunVerdict::Reject };
     let guarded = addresses.iter().any(|(_, class)| *class == Class::LoadBalancer);
     PortPlan {
         key,
         addresses,
         policy,
-        affinity_secs: service.affinity_secs.unwrap_or(0),
+        affinity_secs: service.affinity_secs.filter(|_| !mutant!("rule-22-off")).unwrap_or(0),
         source_ranges: if guarded { here.source_ranges.clone() } else { Vec::new() },
-        cluster: RunPlan { endpoints: chosen(&categories.cluster), verdict: RunVerdict::Reject },
-        local: RunPlan { endpoints: chosen(&categories.local), verdict: without_local },
-        serving: candidates.iter().filter(|c| c.serving).map(|c| (c.addr, c.port)).collect(),
+        cluster: RunPlan {
+            endpoints: chosen(&categories.cluster),
+            verdict: if mutant!("rule-54-silent") { RunVerdict::Drop } else { RunVerdict::Reject },
+        },
+        local: RunPlan {
+            endpoints: if mutant!("rule-25") { Vec::new() } else { chosen(&categories.local) },
+            verdict: without_local,
+        },
+        serving: candidates
+            .iter()
+            .filter(|c| if mutant!("rule-105") { c.ready } else { c.serving })
+            .map(|c| (c.addr, c.port))
+            .collect(),
     }
 }
 
@@ -185,4 +195,42 @@ fn chosen(candidates: &[endpoints::Candidate]) -> Vec<Chosen> {
         (if c.local { Slot::LOCAL } else { 0 }) | (if c.ready { 0 } else { Slot::TERMINATING })
     };
     candidates.iter().map(|c| Chosen { addr: c.addr, port: c.port, flags: flags(c) }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::Event;
+    use crate::k8s::manifest;
+
+    /// The endpoints of each family, of Services and slices as manifests.
+    fn endpoints(yaml: &str) -> Vec<(IpFamily, Vec<String>)> {
+        let mut index = Index::default();
+        for object in manifest::parse(yaml, "node-a").objects {
+            index.apply(Event::Apply(object));
+        }
+        let plan = desired(&index, &ObjectName::new("default", "web"), true);
+        let shown = |port: &PortPlan| port.cluster.endpoints.iter().map(|chosen| chosen.addr.to_string()).collect();
+        plan.ports.iter().map(|port| (port.key.family, shown(port))).collect()
+    }
+
+    #[test]
+    fn rule_96_each_family_has_the_endpoints_of_its_own_slices() {
+        let slice = |family: &str, addr: &str| {
+            format!(
+                "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: web-{}, namespace: default, \
+                 labels: {{kubernetes.io/service-name: web}}}}\naddressType: {family}\nports: [{{port: 80}}]\n\
+                 endpoints: [{{addresses: ['{addr}']}}]\n",
+                family.to_lowercase()
+            )
+        };
+        let service = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: default}\nspec:\n  clusterIPs: \
+                       [10.96.0.1, 'fd00::1']\n  ports: [{port: 80}]\n";
+        let (v4, v6) = (slice("IPv4", "10.0.0.1"), slice("IPv6", "fd00:1::1"));
+        let (first, second) =
+            ((IpFamily::V4, vec!["10.0.0.1".to_owned()]), (IpFamily::V6, vec!["fd00:1::1".to_owned()]));
+        assert_eq!(endpoints(&format!("{service}{v4}{v6}")), [first.clone(), second.clone()]);
+        assert_eq!(endpoints(&format!("{service}{v4}")), [first, (IpFamily::V6, Vec::new())]);
+        assert_eq!(endpoints(&format!("{service}{v6}")), [(IpFamily::V4, Vec::new()), second]);
+    }
 }

@@ -136,7 +136,7 @@ impl<D: Dataplane> Sync<D> {
         let retries = self.board.due(now);
         let leftovers = !self.first_done || retries.contains(&Subject::Leftovers);
         changed.node |= retries.contains(&Subject::Node);
-        let service_cidrs = changed.service_cidrs || retries.contains(&Subject::ServiceCidrs);
+        let service_cidrs = (changed.service_cidrs && !mutant!("rule-67")) || retries.contains(&Subject::ServiceCidrs);
         changed.services.extend(retries.into_iter().filter_map(Subject::into_service));
 
         if changed.node {

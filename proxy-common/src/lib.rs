@@ -17,6 +17,7 @@ pub mod abi;
 pub mod algo;
 mod family;
 mod layout;
+pub mod mutant;
 mod outcome;
 #[cfg(feature = "user")]
 mod pod;

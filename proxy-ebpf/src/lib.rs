@@ -3,5 +3,8 @@
 
 #![cfg_attr(target_arch = "bpf", no_std)]
 
+#[macro_use]
+pub mod mutants;
+
 pub mod ctx;
 pub mod packet;

@@ -5,6 +5,10 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
+#[macro_use]
+extern crate proxy_ebpf;
+
+#[cfg(target_arch = "bpf")]
 mod programs {
     use aya_ebpf::macros::classifier;
     use aya_ebpf::programs::TcContext;

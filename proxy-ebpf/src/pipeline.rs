@@ -249,7 +249,7 @@ fn begin<F: Steps>(skb: *mut __sk_buff, key: &FlowKey<F>, seen: u32, tracked: bo
     let (skb, seen) = (&Skb::new(skb), Seen::from_number(seen));
     let Some(found) = F::request() else { return hook::finish(skb, Outcome::DropHelper, Leave::NEXT) };
     let mut outcome = if tracked { F::half_open(skb, key, found, seen) } else { Outcome::NotOurs };
-    if cfg!(feature = "mutant-no-direction") && outcome == Outcome::NotOurs {
+    if mutant!("no-direction") && outcome == Outcome::NotOurs {
         let mut other = *key;
         other.dir ^= 1;
         outcome = F::half_open(skb, &other, found, seen);
@@ -316,7 +316,10 @@ fn unread<F: Steps>(skb: *mut __sk_buff, key: &FlowKey<F>, bits: u8, why: u32) -
         let (outcome, leave) = forward::forward(skb, found, key, outcome);
         return hook::finish(skb, outcome, leave);
     }
-    let ours = outcome == Outcome::NotOurs && bits & filter::SERVICE != 0 && service::is_cluster_ip::<F>(&key.dst);
+    let ours = outcome == Outcome::NotOurs
+        && bits & filter::SERVICE != 0
+        && !mutant!("rule-102-dropped")
+        && service::is_cluster_ip::<F>(&key.dst);
     let outcome = match (ours, later) {
         (false, _) => outcome,
         (true, true) => Outcome::DropFragment,

@@ -1,154 +1,126 @@
-//! Tests that cannot fail prove nothing: objects with one fault each must fail by the test that is named for them.
+//! Tests that cannot fail prove nothing: each test of the parity table must fail under the mutant that breaks its rule, and
+//! so must those of `conformance/faults.yaml`, which guard rules of our own.
 //!
-//! Each fault is a feature of `proxy-ebpf`, decided at one line. The object is built with it, and the packet tier runs
-//! the named test on it in a process of its own. Needs root and the tools that build eBPF.
+//! One build of the test programs has every mutant of the agent and, in the object that it carries, of the programs
+//! (feature `mutants`); `FAIRLEAD_MUTANT` chooses one. Needs root and the tools that build eBPF.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
-/// A fault and the packet test that notices it.
-struct Mutant {
-    /// Feature of `proxy-ebpf`, without `mutant-`.
-    fault: &'static str,
-    /// Test of the packet tier.
-    noticed_by: &'static str,
+use fairlead_tests::conformance::{self, Shown};
+use fairlead_tests::programs::{self, Program};
+
+/// Names the mutant.
+const VARIABLE: &str = "FAIRLEAD_MUTANT";
+/// Programs whose tests are quick enough to be run once for each mutant.
+const QUICK: [&str; 4] = ["agent", "common", "packets", "scenarios"];
+
+/// A mutant, and a test that must notice it.
+struct Case {
+    mutant: String,
+    program: &'static str,
+    /// The first variant stands for the others.
+    test: String,
 }
 
-const MUTANTS: [Mutant; 17] = [
-    Mutant {
-        fault: "no-direction",
-        noticed_by: "flows::the_reply_of_an_endpoint_here_is_translated_where_it_leaves_not_where_it_arrives::udp_v4",
-    },
-    Mutant {
-        fault: "no-checksum",
-        noticed_by: "flows::the_first_packet_goes_to_an_endpoint_and_the_reply_comes_from_the_service::tcp_v6",
-    },
-    Mutant {
-        fault: "runs-swapped",
-        noticed_by: "policy::rule_24_an_internal_local_policy_offers_the_endpoints_of_this_node::tcp_v4",
-    },
-    Mutant {
-        fault: "shared-tuples",
-        noticed_by: "tuples::one_client_port_to_two_services_with_the_same_endpoint_gets_two_ports::udp_v4",
-    },
-    Mutant { fault: "dead-endpoints", noticed_by: "flows::rule_105_datagrams_move_when_their_endpoint_is_gone::v4" },
-    Mutant { fault: "closed-lives", noticed_by: "flows::a_syn_after_the_fins_of_both_sides_begins_anew::v6" },
-    Mutant { fault: "no-transit", noticed_by: "bridge::a_frame_in_transit_is_left_alone::tcp_v4" },
-    Mutant { fault: "no-handshake", noticed_by: "handshake::what_ingress_translated_egress_leaves_alone::tcp_v4" },
-    Mutant { fault: "no-guard", noticed_by: "tuples::a_direct_packet_on_a_services_tuple_gets_another_port::udp_v6" },
-    Mutant {
-        fault: "unsettled",
-        noticed_by: "flows::a_half_open_flow_keeps_its_endpoint_when_the_run_changes::tcp_v4",
-    },
-    Mutant { fault: "any-slot", noticed_by: "limits::a_slot_that_changed_hands_is_not_used::tcp_v6" },
-    Mutant { fault: "routed-bridge", noticed_by: "bridge::a_pod_on_the_bridge_reaches_its_neighbour_by_mac::tcp_v4" },
-    Mutant { fault: "udp-at-once", noticed_by: "flows::datagrams_that_do_not_last_stay_half_open::v4" },
-    Mutant {
-        fault: "uncontested",
-        noticed_by: "tuples::a_connection_that_the_endpoint_has_with_the_client_already_is_left_alone::v4",
-    },
-    Mutant {
-        fault: "no-masquerade",
-        noticed_by: "masquerade::rule_68_a_node_port_masquerades_a_client_outside::udp_v6",
-    },
-    Mutant {
-        fault: "masquerade-sockets",
-        noticed_by: "masquerade::a_port_that_a_socket_of_the_node_has_is_not_taken::tcp_v4",
-    },
-    Mutant { fault: "no-zero-checksum", noticed_by: "headers::no_udp_checksum_stays_no_checksum" },
-];
-
-/// The packet tier's test binary, built if need be.
-fn packet_tier() -> PathBuf {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let arguments = ["test", "--no-run", "--message-format=json", "-p", env!("CARGO_PKG_NAME"), "--test", "packets"];
-    let mut build = Command::new(cargo);
-    // What cargo tells this test about its own package would make build scripts of others run anew.
-    let own = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_EXE_"];
-    for (name, _) in std::env::vars_os().filter(|(name, _)| own.iter().any(|o| name.to_string_lossy().starts_with(o))) {
-        build.env_remove(name);
-    }
-    let output = build
-        .args(arguments)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .stderr(Stdio::inherit())
-        .output()
-        .expect("cargo runs");
-    assert!(output.status.success(), "cargo {} failed", arguments.join(" "));
-    let messages = String::from_utf8_lossy(&output.stdout);
-    messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|message| message["target"]["name"] == "packets")
-        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .expect("cargo names the test binary that it built")
+fn cases(programs: &BTreeMap<&'static str, Program>) -> Vec<Case> {
+    let rules = conformance::rules().unwrap_or_else(|error| panic!("{error:#}"));
+    let faults = conformance::faults().unwrap_or_else(|error| panic!("{error:#}"));
+    let shown: Vec<Shown> = rules.into_iter().map(|rule| rule.shown).chain([faults]).collect();
+    let pairs: BTreeSet<_> = shown.into_iter().flatten().filter_map(|(name, mutant)| Some((name, mutant.0?))).collect();
+    let case = |(name, mutant): (String, String)| {
+        let (program, test) = name.split_once(' ').unwrap_or_else(|| panic!("{name:?} is no program and a test"));
+        let (program, found) =
+            programs.get_key_value(program).unwrap_or_else(|| panic!("{program} is too slow for {mutant}"));
+        let test = found.named(test).next().unwrap_or_else(|| panic!("there is no {name}")).clone();
+        Case { mutant, program, test }
+    };
+    pairs.into_iter().map(case).collect()
 }
 
-fn build(features: &[&str]) -> PathBuf {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests lies in the workspace");
-    let target_dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("mutants");
-    let target_dir = &target_dir;
-    let options = proxy_ebpf_build::Options { workspace, target_dir, features, opt_level: None, subcommand: "build" };
-    proxy_ebpf_build::build(&options)
-        .unwrap_or_else(|e| panic!("cannot build the object with {features:?}: {e}"))
-        .object
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
-/// Runs one test on an object: whether it passed, and what it said.
-fn run(tier: &Path, object: &Path, test: &str) -> (bool, String) {
-    let output = Command::new(tier)
-        .args(["--exact", test])
-        .env("FAIRLEAD_EBPF_OBJECT", object)
-        .env("RUST_BACKTRACE", "0")
-        .output()
-        .expect("the packet tier runs");
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("running 1 test"), "the packet tier has no test {test}:\n{said}");
-    (output.status.success(), said)
+fn run(program: &Program, tests: &[&str], mutant: Option<&str>) -> Output {
+    let mut command = Command::new(&program.file);
+    command.arg("--exact").args(tests).env_remove(VARIABLE).env("RUST_BACKTRACE", "0");
+    command.envs(mutant.map(|mutant| (VARIABLE, mutant)));
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).output().expect("a test program runs")
 }
 
 #[test]
-fn every_fault_is_noticed_by_its_test() {
-    let tier = packet_tier();
-    let sound = build(&[]);
-    for Mutant { fault, noticed_by } in &MUTANTS {
-        let (passed, said) = run(&tier, &sound, noticed_by);
-        assert!(passed, "without any fault, {noticed_by} fails:\n{said}");
-        println!("{fault}: {noticed_by} passes without it");
-    }
-    let mut unnoticed = Vec::new();
-    for Mutant { fault, noticed_by } in &MUTANTS {
-        let object = build(&[&format!("mutant-{fault}")]);
-        let (passed, said) = run(&tier, &object, noticed_by);
-        // An object that does not load shows nothing about the test.
-        assert!(!said.contains("cannot load"), "the object with mutant-{fault} does not load:\n{said}");
-        if passed {
-            unnoticed.push(format!("mutant-{fault} passes {noticed_by}"));
+fn every_mutant_is_noticed_by_its_tests() {
+    let programs = programs::build(&QUICK, &["--features", "proxy-agent/mutants"]).unwrap_or_else(|e| panic!("{e:#}"));
+    let cases = cases(&programs);
+    for (name, program) in &programs {
+        let tests: BTreeSet<_> = cases.iter().filter(|case| case.program == *name).map(|case| &*case.test).collect();
+        if !tests.is_empty() {
+            let output = run(program, &Vec::from_iter(tests.iter().copied()), None);
+            let said = said(&output);
+            assert!(
+                said.contains(&format!("running {} test", tests.len())),
+                "{name} has not all of {tests:?}:\n{said}"
+            );
+            assert!(output.status.success(), "without any mutant, {name} fails:\n{said}");
+            println!("{name}: {} tests pass without a mutant", tests.len());
         }
-        println!("{fault}: {}", if passed { "NOT noticed" } else { "noticed" });
     }
-    assert!(unnoticed.is_empty(), "{}", unnoticed.join("\n"));
+    let (next, unnoticed, start) = (AtomicUsize::new(0), Mutex::new(Vec::new()), Instant::now());
+    // Each is a process of its own, with a namespace of its own; loading programs is the verifier's time.
+    let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                while let Some(Case { mutant, program, test }) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let output = run(&programs[program], &[test], Some(mutant));
+                    let said = said(&output);
+                    let complaint = if output.status.success() {
+                        Some("passes".to_owned())
+                    } else if said.contains("cannot load") {
+                        // Programs that do not load show nothing about the test.
+                        Some(format!("does not load its programs:\n{said}"))
+                    } else {
+                        None
+                    };
+                    let complaint = complaint.map(|what| format!("with {mutant}, {program} {test} {what}"));
+                    unnoticed.lock().expect("no worker panics").extend(complaint);
+                }
+            });
+        }
+    });
+    let unnoticed = unnoticed.into_inner().expect("no worker panics");
+    assert!(unnoticed.is_empty(), "{} of {}:\n{}", unnoticed.len(), cases.len(), unnoticed.join("\n"));
+    println!("{} mutants and tests in {} s", cases.len(), start.elapsed().as_secs());
 }
 
 /// The debug build is loaded once in a while; it must load then.
 #[test]
 fn the_object_that_logs_works() {
-    let (tier, object) = (packet_tier(), build(&["log"]));
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests lies in the workspace");
+    let target_dir: PathBuf = Path::new(env!("CARGO_TARGET_TMPDIR")).join("mutants");
+    let features: &[&str] = &["log"];
+    let options = proxy_ebpf_build::Options {
+        workspace,
+        target_dir: &target_dir,
+        features,
+        opt_level: None,
+        subcommand: "build",
+    };
+    let object = proxy_ebpf_build::build(&options).unwrap_or_else(|e| panic!("cannot build the object: {e}")).object;
+    let packets = &programs::build(&["packets"], &[]).unwrap_or_else(|e| panic!("{e:#}"))["packets"];
     for family in ["tcp_v4", "udp_v6"] {
         let test =
             format!("flows::the_first_packet_goes_to_an_endpoint_and_the_reply_comes_from_the_service::{family}");
-        let (passed, said) = run(&tier, &object, &test);
-        assert!(passed, "{said}");
+        let output = Command::new(&packets.file)
+            .args(["--exact", &test])
+            .env("FAIRLEAD_EBPF_OBJECT", &object)
+            .output()
+            .expect("the packet tier runs");
+        assert!(output.status.success() && said(&output).contains("running 1 test"), "{}", said(&output));
     }
-}
-
-#[test]
-fn every_fault_of_the_programs_is_tried() {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../proxy-ebpf/Cargo.toml");
-    let text = std::fs::read_to_string(&manifest).unwrap_or_else(|e| panic!("cannot read {}: {e}", manifest.display()));
-    let faults: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("mutant-")?.split_once(" = ")).collect();
-    for (fault, _) in &faults {
-        assert!(MUTANTS.iter().any(|mutant| mutant.fault == *fault), "mutant-{fault} has no test here");
-    }
-    assert_eq!(faults.len(), MUTANTS.len());
 }

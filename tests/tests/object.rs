@@ -121,3 +121,10 @@ fn names_survive_the_kernel() {
         assert!(name.len() <= 15, "{name} is longer than 15 bytes");
     }
 }
+
+/// Faults are for `mutants.rs` alone: neither agent nor programs have one to choose from.
+#[test]
+fn nothing_that_is_shipped_has_mutants() {
+    const { assert!(!proxy_agent::mutants::AVAILABLE) };
+    assert!(!OBJECT.windows(7).any(|bytes| bytes == b"MUTANT\0"), "the object has the global that chooses a fault");
+}

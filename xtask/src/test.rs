@@ -12,6 +12,7 @@ use crate::process::Cmd;
 
 mod kernels;
 mod libtest;
+mod ran;
 mod report;
 mod tier;
 
@@ -60,6 +61,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if let Some(error) = &setup {
         println!("test: {error:#}\ntest: going on with the tiers that can do without");
     }
+    ran::forget().context("the results of an earlier run")?;
     let rows: Vec<Row> = selected
         .iter()
         .map(|&tier| match tier.obstacle() {
@@ -102,6 +104,12 @@ fn run_tier(tier: Tier, filter: &[String]) -> Row {
     if problems.is_empty() && counts.passed == 0 && filter.is_empty() {
         counts.failed += 1;
         problems.push("no test ran".to_owned());
+    }
+    // What a filter leaves out has not failed, and nothing can be said of it.
+    if filter.is_empty()
+        && let Err(error) = ran::note(tier, &counts.names)
+    {
+        problems.push(format!("its results cannot be noted: {error}"));
     }
     let status = if counts.failed == 0 { Status::Passed } else { Status::Failed };
     Row { tier, status, counts, elapsed: start.elapsed(), notes: problems }

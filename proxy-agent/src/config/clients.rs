@@ -67,7 +67,10 @@ impl LocalPods {
 
 /// Of several networks of a family the first counts, as with kube-proxy.
 pub fn first_of_each_family(networks: &[IpNet]) -> Vec<IpNet> {
-    let of = |family| networks.iter().find(|net| IpFamily::of(&net.addr()) == family).copied();
+    let of = |family| {
+        let mut own = networks.iter().filter(|net| IpFamily::of(&net.addr()) == family).copied();
+        if mutant!("rule-71-first") { own.last() } else { own.next() }
+    };
     IpFamily::ALL.into_iter().filter_map(of).collect()
 }
 

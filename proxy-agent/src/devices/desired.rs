@@ -108,7 +108,7 @@ fn pods_send_on(device: &Device, master: Option<&Device>, role: Role, pods: Opti
     match pods {
         None => false,
         Some(_) if role == Role::Loopback => false,
-        Some(LocalDevices::Found) => matches!(role, Role::Pod | Role::BridgePort),
+        Some(LocalDevices::Found) => matches!(role, Role::Pod | Role::BridgePort) && !mutant!("rule-71-devices"),
         Some(LocalDevices::Bridge(bridge)) => names.any(|name| name == bridge),
         Some(LocalDevices::Prefix(prefix)) => names.any(|name| name.starts_with(prefix)),
     }

@@ -425,7 +425,9 @@ impl Held {
             !in_run(&plan.cluster, at) && !in_run(&plan.local, at)
         });
         let serves = |held: &HeldEndpoint| plan.serving.binary_search(&(held.addr, held.port)).is_ok();
-        left.clone().filter(|held| !serves(held)).for_each(|held| bump(held, means.generations, batch));
+        left.clone()
+            .filter(|held| !serves(held) && !mutant!("rule-105-kept"))
+            .for_each(|held| bump(held, means.generations, batch));
         self.parked.change(left.filter(|held| serves(held)), self.id, self.family, means, batch);
     }
 }

@@ -71,7 +71,7 @@ fn places(checks: &HealthChecks, addresses: &NodeAddresses, policy: &NodePortAdd
     let mut places = Vec::new();
     for (service, check) in checks {
         for (family, _) in IpFamily::ALL.into_iter().zip(check.local).filter(|(_, local)| local.is_some()) {
-            let ips = if policy.takes_all(family) {
+            let ips = if policy.takes_all(family) || mutant!("rule-122") {
                 vec![family.unspecified()]
             } else {
                 let own = addresses.iter().filter(|(addr, flags)| takes_node_ports(**addr, **flags, family));
@@ -172,13 +172,17 @@ impl fmt::Display for Body<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (namespace, name) = (self.service.namespace(), self.service.name());
         write!(f, "{{\n\t\"service\": {{\n\t\t\"namespace\": \"{namespace}\",\n\t\t\"name\": \"{name}\"\n\t}},\n")?;
+        if mutant!("rule-125") {
+            write!(f, " ")?;
+        }
         write!(f, "\t\"localEndpoints\": {},\n\t\"serviceProxyHealthy\": {}\n}}", self.local, self.healthy)
     }
 }
 
 fn answer(service: &ObjectName, local: usize, healthy: bool) -> http::Answer {
-    let mut answer = http::json(local != 0 && healthy, Body { service, local, healthy }.to_string());
-    answer.headers_mut().insert(WEIGHT, HeaderValue::from(local));
+    let mut answer =
+        http::json(local != 0 && (healthy || mutant!("rule-123")), Body { service, local, healthy }.to_string());
+    answer.headers_mut().insert(WEIGHT, HeaderValue::from(if mutant!("rule-124") { 1 } else { local }));
     answer
 }
 

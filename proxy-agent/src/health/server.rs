@@ -21,6 +21,7 @@ pub async fn run(place: Place, health: Arc<Health>, answers: Answers) {
 fn question(path: &str) -> Option<Question> {
     match path {
         "/healthz" => Some(Question::Ready),
+        "/" if mutant!("rule-115") => Some(Question::Ready),
         "/livez" => Some(Question::Live),
         _ => None,
     }
@@ -31,4 +32,17 @@ fn answer(question: Question, health: &Health, answers: &Answers) -> http::Answe
     let answer = http::json(yes, body);
     answers.count(question, answer.status());
     answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rule_115_two_paths_are_answered_and_no_other() {
+        assert_eq!((question("/healthz"), question("/livez")), (Some(Question::Ready), Some(Question::Live)));
+        for other in ["", "/", "/healthz/", "/healthz/ready", "/Healthz", "/metrics", "/readyz"] {
+            assert_eq!(question(other), None, "{other:?}");
+        }
+    }
 }

@@ -34,12 +34,16 @@ pub fn decode(object: &discovery::EndpointSlice, node: &str) -> Result<Decoded<E
     let name = ObjectName::checked(namespace, meta.name.as_deref().unwrap_or_default(), MAX_NAME)?;
     let label = |label: &str| meta.labels.as_ref().and_then(|labels| labels.get(label));
     let family = match &*object.address_type {
-        _ if label(labels::HEADLESS).is_some() => return Ok(Decoded::skipped()),
+        _ if label(labels::HEADLESS).is_some() && !mutant!("rule-2") => return Ok(Decoded::skipped()),
+        _ if label(labels::SERVICE_PROXY_NAME).is_some() && mutant!("rule-2-label") => return Ok(Decoded::skipped()),
+        "FQDN" if mutant!("rule-38") => IpFamily::V4,
         "IPv4" => IpFamily::V4,
         "IPv6" => IpFamily::V6,
         _ => return Ok(Decoded::skipped()),
     };
-    let service = label(labels::SERVICE_NAME).filter(|name| !name.is_empty()).ok_or(SliceError::NoService)?;
+    let service = label(labels::SERVICE_NAME).filter(|name| !name.is_empty() && !mutant!("rule-37"));
+    let service = service.map(String::as_str).or(mutant!("rule-37-missing").then_some("web"));
+    let service = service.ok_or(SliceError::NoService)?;
     let service = ObjectName::checked(namespace, service, ObjectName::MAX_LABEL).map_err(SliceError::ServiceName)?;
     let mut warnings = Vec::new();
     let ports = ports(object, &mut warnings);
@@ -64,7 +68,7 @@ fn ports(object: &discovery::EndpointSlice, warnings: &mut Vec<Warning>) -> Vec<
     let mut ports = Vec::new();
     for (i, port) in object.ports.iter().flatten().enumerate() {
         let fields = (port.name.as_deref(), port.protocol.as_deref());
-        if let Some(number) = port.port {
+        if let Some(number) = port.port.or(mutant!("rule-39").then_some(80)) {
             ports.extend(slice_port(&format!("ports[{i}]"), fields, number, warnings));
         }
     }
@@ -104,7 +108,7 @@ fn endpoint(
     warnings: &mut Vec<Warning>,
 ) -> Option<Endpoint> {
     // Only the first address counts; none is no mistake (rule 41).
-    let text = endpoint.addresses.first()?;
+    let text = if mutant!("rule-41") { endpoint.addresses.last() } else { endpoint.addresses.first() }?;
     let field = format!("endpoints[{index}].addresses[0]");
     let addr = address(field, text, Some(family), warnings)?;
     let conditions = endpoint.conditions.as_ref();
@@ -112,7 +116,7 @@ fn endpoint(
     let zones = endpoint.hints.iter().flat_map(|hints| hints.for_zones.iter().flatten());
     Some(Endpoint {
         addr,
-        ready: conditions.and_then(|c| c.ready).unwrap_or(true),
+        ready: conditions.and_then(|c| c.ready).unwrap_or(!mutant!("rule-42")),
         serving: conditions.and_then(|c| c.serving).unwrap_or(true),
         terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
         local: is_local(endpoint.node_name.as_deref(), node),
@@ -139,7 +143,8 @@ fn zone_set(mut zones: Vec<&str>, sets: &mut Vec<Box<[Box<str>]>>) -> u16 {
 
 /// On this node only if both names are known and equal (rule 43).
 pub(super) fn is_local(of_endpoint: Option<&str>, own: &str) -> bool {
-    of_endpoint.is_some_and(|name| !own.is_empty() && name == own)
+    of_endpoint.is_some_and(|name| !own.is_empty() && name == own && !mutant!("rule-43-nobody"))
+        || own.is_empty() && mutant!("rule-43")
 }
 
 /// An endpoint's address; one of another family than its slice is left out.

@@ -26,13 +26,18 @@ pub enum NodeError {
 pub fn decode(object: &core::Node, own: &str) -> Result<Decoded<Node>, NodeError> {
     let meta = &object.metadata;
     let name = ObjectName::checked_cluster_wide(meta.name.as_deref().unwrap_or_default(), MAX_NAME)?;
-    if name.name() != own {
+    if name.name() != own && !mutant!("rule-4") {
         return Ok(Decoded::skipped());
     }
     let mut warnings = Vec::new();
-    let zone = meta.labels.as_ref().and_then(|labels| labels.get(labels::ZONE)).filter(|zone| !zone.is_empty());
+    let zone = meta
+        .labels
+        .as_ref()
+        .and_then(|labels| labels.get(labels::ZONE))
+        .filter(|zone| !zone.is_empty() || mutant!("rule-57"));
     let taints = object.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
-    let leaving = meta.deletion_timestamp.is_some() || taints.into_iter().any(|taint| taint.key == TO_BE_DELETED);
+    let leaving = meta.deletion_timestamp.is_some()
+        || taints.into_iter().any(|taint| taint.key == TO_BE_DELETED && !mutant!("rule-118"));
     let addresses = addresses(object, &mut warnings);
     let zone = zone.map(|zone| zone.as_str().into());
     let pod_cidrs = pod_cidrs(object, &mut warnings);
@@ -45,7 +50,8 @@ fn pod_cidrs(object: &core::Node, warnings: &mut Vec<Warning>) -> Vec<IpNet> {
     let Some(spec) = &object.spec else { return Vec::new() };
     let several = spec.pod_cidrs.iter().flatten().enumerate().map(|(i, text)| (format!("spec.podCIDRs[{i}]"), text));
     let one = spec.pod_cidr.iter().map(|text| ("spec.podCIDR".to_owned(), text));
-    let listed: Vec<_> = if spec.pod_cidrs.is_some() { several.collect() } else { one.collect() };
+    let listed: Vec<_> =
+        if spec.pod_cidrs.is_some() && !mutant!("rule-71-node") { several.collect() } else { one.collect() };
     let mut found = Vec::new();
     for (field, text) in listed.into_iter().filter(|(_, text)| !text.is_empty()) {
         match parse_network(text) {

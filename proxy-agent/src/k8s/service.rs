@@ -69,11 +69,11 @@ pub fn decode(object: &core::Service) -> Result<Decoded<Service>, ServiceError> 
     let meta = &object.metadata;
     let namespace = meta.namespace.as_deref().unwrap_or("default");
     let name = ObjectName::checked(namespace, meta.name.as_deref().unwrap_or_default(), ObjectName::MAX_LABEL)?;
-    let Some(spec) = object.spec.as_ref().filter(|_| !has_label(meta.labels.as_ref())) else {
+    let Some(spec) = object.spec.as_ref().filter(|_| !has_label(meta.labels.as_ref()) || mutant!("rule-1")) else {
         return Ok(Decoded::skipped());
     };
     let kind = match spec.type_.as_deref() {
-        Some("ExternalName") => return Ok(Decoded::skipped()),
+        Some("ExternalName") if !mutant!("rule-10") => return Ok(Decoded::skipped()),
         Some("NodePort") => ServiceType::NodePort,
         Some("LoadBalancer") => ServiceType::LoadBalancer,
         _ => ServiceType::ClusterIp,
@@ -132,7 +132,9 @@ fn cluster_ips(spec: &core::ServiceSpec) -> Result<ClusterIps, ServiceError> {
         let addr = parse_usable_address(text).map_err(|source| ServiceError::ClusterIp { field, source })?;
         match addr {
             // An address whose family the Service does not have is none of its own.
-            IpAddr::V4(addr) if families.is_empty() || families.contains(&"IPv4") => v4 = v4.or(Some(addr)),
+            IpAddr::V4(addr) if families.is_empty() || families.contains(&"IPv4") || mutant!("rule-13") => {
+                v4 = v4.or(Some(addr));
+            }
             IpAddr::V6(addr) if families.is_empty() || families.contains(&"IPv6") => v6 = v6.or(Some(addr)),
             _ => {}
         }
@@ -153,7 +155,7 @@ fn ports(spec: &core::ServiceSpec) -> Result<Vec<ServicePort>, ServiceError> {
         let number =
             |value: i32, name: &str| parse_port(value).ok_or_else(|| ServiceError::Port { field: field(name), value });
         let node_port = port.node_port.filter(|port| *port != 0).map(|port| number(port, "nodePort")).transpose()?;
-        if !seen.insert((name, protocol)) {
+        if !seen.insert((name, if mutant!("rule-12") { Protocol::Tcp } else { protocol })) {
             return Err(ServiceError::DuplicatePort { index, name: name.to_owned(), protocol });
         }
         let port = number(port.port, "port")?;
@@ -167,7 +169,7 @@ fn affinity(spec: &core::ServiceSpec) -> Option<u32> {
     // Zero would mean no affinity; the API server takes none below 1.
     let secs = config.and_then(|client| client.timeout_seconds).and_then(|secs| u32::try_from(secs).ok());
     let asked = spec.session_affinity.as_deref() == Some("ClientIP");
-    asked.then(|| secs.filter(|secs| *secs != 0).unwrap_or(DEFAULT_AFFINITY_SECS))
+    asked.then(|| secs.filter(|secs| *secs != 0).unwrap_or(if mutant!("rule-22") { 60 } else { DEFAULT_AFFINITY_SECS }))
 }
 
 fn external_ips(spec: &core::ServiceSpec, warnings: &mut Vec<Warning>) -> Vec<IpAddr> {
@@ -180,7 +182,11 @@ fn load_balancer_ips(status: Option<&core::ServiceStatus>, warnings: &mut Vec<Wa
     let mut addrs = Vec::new();
     for (i, ingress) in ingress.into_iter().flatten().enumerate() {
         // `ipMode: Proxy`: the load balancer wants the traffic itself (rule 19).
-        if let Some(ip) = ingress.ip.as_deref().filter(|_| matches!(ingress.ip_mode.as_deref(), None | Some("VIP"))) {
+        if let Some(ip) = ingress
+            .ip
+            .as_deref()
+            .filter(|_| matches!(ingress.ip_mode.as_deref(), None | Some("VIP")) || mutant!("rule-19-proxy"))
+        {
             addrs.extend(optional_address(&format!("status.loadBalancer.ingress[{i}].ip"), ip, warnings));
         }
     }
@@ -193,7 +199,7 @@ fn source_ranges(spec: &core::ServiceSpec, warnings: &mut Vec<Warning>) -> Vec<I
     for (i, text) in spec.load_balancer_source_ranges.iter().flatten().enumerate() {
         match parse_network(text.trim()) {
             Ok(net) => ranges.push(net),
-            Err(_) if text.trim().is_empty() => {}
+            Err(_) if text.trim().is_empty() || mutant!("rule-41-range") => {}
             Err(problem) => warnings
                 .push(Warning { field: format!("spec.loadBalancerSourceRanges[{i}]"), problem: problem.to_string() }),
         }
@@ -207,7 +213,9 @@ fn optional_address(field: &str, text: &str, warnings: &mut Vec<Warning>) -> Opt
         return None;
     }
     let parsed = parse_usable_address(text);
-    if let Err(problem) = &parsed {
+    if let Err(problem) = &parsed
+        && !mutant!("rule-41-bad")
+    {
         warnings.push(Warning { field: field.to_owned(), problem: problem.to_string() });
     }
     parsed.ok()

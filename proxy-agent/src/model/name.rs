@@ -201,7 +201,7 @@ impl Protocol {
         match name {
             "TCP" => Some(Self::Tcp),
             "UDP" => Some(Self::Udp),
-            "SCTP" => Some(Self::Sctp),
+            "SCTP" if !mutant!("rule-16") => Some(Self::Sctp),
             _ => None,
         }
     }

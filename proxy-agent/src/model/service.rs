@@ -73,14 +73,18 @@ impl Service {
     /// holds every address makes all others of its family mean nothing.
     pub fn source_ranges(&self, family: IpFamily) -> Vec<IpNet> {
         let of_family = self.source_ranges_asked.iter().filter(|net| IpFamily::of(&net.addr()) == family);
-        if of_family.clone().any(|net| net.prefix_len() == 0) { Vec::new() } else { of_family.copied().collect() }
+        if of_family.clone().any(|net| net.prefix_len() == 0 && !mutant!("rule-21-all")) {
+            Vec::new()
+        } else {
+            of_family.copied().collect()
+        }
     }
 
     /// The effective `externalTrafficPolicy: Local`: only where the Service can have external addresses (rule 23).
     pub fn external_local(&self) -> bool {
         let external = match self.kind {
             ServiceType::NodePort | ServiceType::LoadBalancer => true,
-            ServiceType::ClusterIp => !self.external_ips.is_empty(),
+            ServiceType::ClusterIp => !self.external_ips.is_empty() || mutant!("rule-23"),
         };
         self.external_local_asked && external
     }

@@ -14,21 +14,34 @@ use crate::model::{IpFamily, Service, ServicePort};
 /// An address may stand in several fields. It then is what kube-proxy writes last: a load balancer's, for which source
 /// ranges count; else an external IP; only else the ClusterIP.
 pub fn of(service: &Service, port: &ServicePort, family: IpFamily) -> Vec<(Tuple, Class)> {
-    let Some(cluster_ip) = service.cluster_ip(family) else { return Vec::new() };
+    let cluster_ip = service.cluster_ip(family);
+    if cluster_ip.is_none() && !mutant!("rule-13-external") {
+        return Vec::new();
+    }
     let of_family = |addrs: &[IpAddr], class: Class| {
         let addrs = addrs.iter().filter(|addr| IpFamily::of(addr) == family);
         addrs.map(|addr| (*addr, class)).collect::<Vec<_>>()
     };
-    let mut addrs = of_family(&service.load_balancer_ips, Class::LoadBalancer);
-    addrs.extend(of_family(&service.external_ips, Class::ExternalIp));
-    addrs.push((cluster_ip, Class::ClusterIp));
+    let internal = mutant!("rule-11") && service.kind == crate::model::ServiceType::ClusterIp;
+    let mut addrs = Vec::new();
+    if !internal && !mutant!("rule-19") {
+        addrs.extend(of_family(&service.load_balancer_ips, Class::LoadBalancer));
+    }
+    if !internal && !mutant!("rule-18") {
+        let class = if mutant!("rule-21-classes") { Class::LoadBalancer } else { Class::ExternalIp };
+        addrs.extend(of_family(&service.external_ips, class));
+    }
+    if let Some(addr) = cluster_ip {
+        addrs.push((addr, if mutant!("rule-21-classes") { Class::LoadBalancer } else { Class::ClusterIp }));
+    }
     let mut found: Vec<(Tuple, Class)> = Vec::with_capacity(addrs.len() + 1);
     for (addr, class) in addrs {
         if !found.iter().any(|(tuple, _)| tuple.addr == addr) {
             found.push((Tuple { addr, port: port.port, protocol: port.protocol }, class));
         }
     }
-    if port.node_port != 0 {
+    let only_tcp = mutant!("rule-95") && port.protocol != crate::model::Protocol::Tcp;
+    if (port.node_port != 0 || mutant!("rule-17")) && !only_tcp {
         found.push((Tuple::node_port(family, port.node_port, port.protocol), Class::NodePort));
     }
     found

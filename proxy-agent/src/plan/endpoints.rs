@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::model::{EndpointSlice, Hint, Protocol};
+use crate::model::{EndpointSlice, Hint, Protocol, SlicePort};
 
 /// An endpoint of one Service port, from whatever slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,14 +27,14 @@ pub struct Candidate {
 
 impl Candidate {
     /// Used when no endpoint is ready: still serving while it terminates.
-    const fn is_fallback(&self) -> bool {
-        self.serving && self.terminating
+    fn is_fallback(&self) -> bool {
+        self.serving && (self.terminating || mutant!("rule-53")) && !mutant!("rule-51-none")
     }
 
     /// Which of two mentions of one endpoint counts: one that does not terminate beats one that does (rule 45). The
     /// rest only makes the choice the same for every order of arrival.
-    const fn rank(&self) -> (bool, bool, bool, bool, Hint, Hint) {
-        (!self.terminating, self.ready, self.serving, self.local, self.for_node, self.for_zone)
+    fn rank(&self) -> (bool, bool, bool, bool, Hint, Hint) {
+        (self.terminating == mutant!("rule-45"), self.ready, self.serving, self.local, self.for_node, self.for_zone)
     }
 }
 
@@ -43,10 +43,12 @@ impl Candidate {
 pub fn gather(slices: &[&EndpointSlice], name: &str, protocol: Protocol, zone: Option<&str>) -> Vec<Candidate> {
     let mut found = Vec::new();
     for slice in slices {
-        for port in slice.ports.iter().filter(|port| &*port.name == name && port.protocol == protocol) {
+        let named = |port: &SlicePort| &*port.name == name || mutant!("rule-34");
+        let same = |port: &SlicePort| port.protocol == protocol || mutant!("rule-40");
+        for port in slice.ports.iter().filter(|port| named(port) && same(port)) {
             found.extend(slice.endpoints.iter().map(|endpoint| Candidate {
                 addr: endpoint.addr,
-                port: port.port,
+                port: if mutant!("rule-15") { port.port + 1 } else { port.port },
                 ready: endpoint.ready,
                 serving: endpoint.serving,
                 terminating: endpoint.terminating,
@@ -57,7 +59,14 @@ pub fn gather(slices: &[&EndpointSlice], name: &str, protocol: Protocol, zone: O
         }
     }
     found.sort_unstable_by_key(|c| (c.addr, c.port, std::cmp::Reverse(c.rank())));
-    found.dedup_by_key(|c| (c.addr, c.port));
+    match () {
+        () if mutant!("rule-45-twice") => {}
+        () if mutant!("rule-45-ports") => found.dedup_by_key(|c| c.addr),
+        () => found.dedup_by_key(|c| (c.addr, c.port)),
+    }
+    if mutant!("rule-46") {
+        found.reverse();
+    }
     found
 }
 
@@ -83,7 +92,12 @@ pub struct Categories {
 pub fn categorize(candidates: &[Candidate]) -> Categories {
     let topology = Topology::of(candidates);
     let cluster = ready_or_fallback(candidates.iter().filter(|c| !c.ready || topology.allows(c)));
-    let local = ready_or_fallback(candidates.iter().filter(|c| c.local));
+    let mut local = ready_or_fallback(
+        candidates.iter().filter(|c| c.local && (!mutant!("rule-55") || !c.ready || topology.allows(c))),
+    );
+    if mutant!("rule-51") && cluster.iter().any(|c| c.ready) {
+        local.retain(|c| c.ready);
+    }
     let any = !cluster.is_empty();
     Categories { cluster, local, any }
 }
@@ -102,7 +116,8 @@ impl Topology {
     fn of(candidates: &[Candidate]) -> Self {
         let ready = || candidates.iter().filter(|c| c.ready);
         let counts = |hint: fn(&Candidate) -> Hint| {
-            ready().all(|c| hint(c) != Hint::None) && ready().any(|c| hint(c) == Hint::Here)
+            (ready().all(|c| hint(c) != Hint::None) || mutant!("rule-56"))
+                && (ready().any(|c| hint(c) == Hint::Here) || mutant!("rule-56-somewhere"))
         };
         if counts(|c| c.for_node) {
             Self::SameNode
@@ -123,7 +138,9 @@ impl Topology {
 }
 
 fn ready_or_fallback<'a>(candidates: impl Iterator<Item = &'a Candidate> + Clone) -> Vec<Candidate> {
-    let ready: Vec<_> = candidates.clone().filter(|c| c.ready).copied().collect();
+    let is_ready =
+        |c: &&Candidate| c.ready && !(mutant!("rule-27") && c.terminating) || mutant!("rule-52") && c.is_fallback();
+    let ready: Vec<_> = candidates.clone().filter(is_ready).copied().collect();
     if ready.is_empty() { candidates.filter(|c| c.is_fallback()).copied().collect() } else { ready }
 }
 

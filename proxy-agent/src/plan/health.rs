@@ -20,13 +20,15 @@ pub fn health_check(index: &Index, name: &ObjectName, ipv6: bool) -> Option<Heal
     let service = index.service(name).filter(|service| asks(service))?;
     let local = |family| {
         let served = service.cluster_ip(family).is_some() && (ipv6 || family == IpFamily::V4);
-        served.then(|| local_ready(&index.slices(name, family)))
+        served.then(|| local_ready(&index.slices(name, family))).filter(|count| *count != 0 || !mutant!("rule-129"))
     };
     Some(HealthCheck { port: service.health_check_node_port, local: IpFamily::ALL.map(local) })
 }
 
 fn asks(service: &Service) -> bool {
-    service.health_check_node_port != 0 && service.kind == ServiceType::LoadBalancer && service.external_local_asked
+    service.health_check_node_port != 0
+        && (service.kind == ServiceType::LoadBalancer || mutant!("rule-26"))
+        && service.external_local_asked
 }
 
 /// Distinct addresses of ready endpoints on this node, over all ports of the slices. One that terminates is served and
@@ -35,7 +37,7 @@ fn local_ready(slices: &[&EndpointSlice]) -> usize {
     let ports: BTreeSet<_> =
         slices.iter().flat_map(|slice| &slice.ports).map(|port| (&*port.name, port.protocol)).collect();
     let candidates = ports.into_iter().flat_map(|(name, protocol)| gather(slices, name, protocol, None));
-    candidates.filter(|c| c.ready && c.local).map(|c| c.addr).collect::<BTreeSet<_>>().len()
+    candidates.filter(|c| (c.ready || mutant!("rule-126")) && c.local).map(|c| c.addr).collect::<BTreeSet<_>>().len()
 }
 
 #[cfg(test)]

@@ -63,5 +63,7 @@ impl Answer {
 
 /// True if the address is one of `primary`. A family of which none is known answers at all of its addresses (rule 86).
 pub fn is_primary(addr: IpAddr, primary: &[IpAddr]) -> bool {
-    !primary.iter().any(|other| other.is_ipv4() == addr.is_ipv4()) || primary.contains(&addr)
+    !primary.iter().any(|other| other.is_ipv4() == addr.is_ipv4()) && !mutant!("rule-86-primary")
+        || primary.contains(&addr)
+        || mutant!("rule-85-node")
 }

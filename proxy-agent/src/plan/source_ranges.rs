@@ -13,7 +13,7 @@ use crate::model::{IpFamily, Service};
 /// of them on a device asks from it.
 pub fn of(index: &Index, service: &Service, family: IpFamily) -> Vec<IpNet> {
     let mut ranges = service.source_ranges(family);
-    if own_ips(index).any(|ip| ranges.iter().any(|range| range.contains(&ip))) {
+    if own_ips(index).any(|ip| ranges.iter().any(|range| range.contains(&ip))) && !mutant!("rule-21-node") {
         let balancers = service.load_balancer_ips.iter().filter(|addr| IpFamily::of(addr) == family);
         ranges.extend(balancers.map(|addr| IpNet::from(*addr)));
     }

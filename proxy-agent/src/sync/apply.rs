@@ -82,6 +82,7 @@ impl<D: Dataplane> Sync<D> {
         let check = plan::health::health_check(&self.index, name, self.ipv6);
         let before = match check {
             Some(check) => self.checks.insert(name.clone(), check),
+            None if mutant!("rule-127") => self.checks.get(name).copied(),
             None => self.checks.remove(name),
         };
         self.checks_moved |= before != check;

@@ -20,7 +20,7 @@ const PACKET_HOST: u32 = 0;
 /// `BPF_F_CURRENT_NETNS`: the namespace of the device.
 const BPF_F_CURRENT_NETNS: i32 = -1;
 /// `BPF_F_MARK_MANGLED_0`: leave a zero checksum zero, never make one (UDP).
-const MARK_MANGLED_0: u64 = if cfg!(feature = "mutant-no-zero-checksum") { 0 } else { 1 << 5 };
+const MARK_MANGLED_0: u64 = 1 << 5;
 
 /// A packet at a tc hook.
 #[derive(Clone, Copy)]
@@ -260,7 +260,7 @@ impl Skb {
     /// Adds a difference of addresses to the layer 4 checksum at `offset`, partial or not.
     #[inline(always)]
     pub fn replace_pseudo_checksum(&self, offset: u32, diff: u32, udp: bool) -> Result<(), HelperError> {
-        let flags = u64::from(BPF_F_PSEUDO_HDR) | if udp { MARK_MANGLED_0 } else { 0 };
+        let flags = u64::from(BPF_F_PSEUDO_HDR) | if udp && !mutant!("no-zero-checksum") { MARK_MANGLED_0 } else { 0 };
         // SAFETY: valid context.
         check(unsafe { bpf_l4_csum_replace(self.skb, offset, 0, diff.into(), flags) })
     }
@@ -268,7 +268,7 @@ impl Skb {
     /// Adds a difference to the layer 4 checksum at `offset`, unless it is a partial one.
     #[inline(always)]
     pub fn replace_checksum(&self, offset: u32, diff: u32, udp: bool) -> Result<(), HelperError> {
-        let flags = if udp { MARK_MANGLED_0 } else { 0 };
+        let flags = if udp && !mutant!("no-zero-checksum") { MARK_MANGLED_0 } else { 0 };
         // SAFETY: valid context.
         check(unsafe { bpf_l4_csum_replace(self.skb, offset, 0, diff.into(), flags) })
     }

@@ -17,11 +17,13 @@ const SEARCHED: u32 = 1_024;
 /// that the run offers (rule 80).
 #[inline(always)]
 fn recall<F: Maps>(key: &FlowKey<F>, found: &mut Flow<F>, base: u32, len: u32, timeout_secs: u32) -> Outcome {
-    let client = AffinityKey { client: key.src.copied(), port_id: found.port_id };
+    let client = client(key, found);
     let Some(held) = F::affinities().get_ptr(&client) else { return Outcome::NotOurs };
     // SAFETY: the map's element, copied out once; a torn value names an endpoint that the slot contradicts.
     let Affinity { endpoint_id, endpoint_gen, index, last_new_secs } = unsafe { *held };
-    if secs_since(last_new_secs) >= timeout_secs || maps::generation(endpoint_id) != Some(endpoint_gen) {
+    if (secs_since(last_new_secs) >= timeout_secs && !mutant!("rule-79-never"))
+        || maps::generation(endpoint_id) != Some(endpoint_gen)
+    {
         return Outcome::NotOurs;
     }
     if index < len && holds::<F>(base.wrapping_add(index), endpoint_id) {
@@ -66,6 +68,13 @@ extern "C" fn compare<F: Maps>(index: u32, search: *mut Search) -> i64 {
     1
 }
 
+/// Whose affinity it is.
+#[inline(always)]
+fn client<F: Maps>(key: &FlowKey<F>, found: &Flow<F>) -> AffinityKey<F> {
+    let port_id = if mutant!("rule-78-classes") { key.dst.words()[0] } else { found.port_id };
+    AffinityKey { client: key.src.copied(), port_id }
+}
+
 /// True if this slot is the endpoint's.
 #[inline(always)]
 fn holds<F: Maps>(index: u32, endpoint_id: u32) -> bool {
@@ -78,11 +87,11 @@ fn holds<F: Maps>(index: u32, endpoint_id: u32) -> bool {
 /// A new connection of the client has this endpoint.
 #[inline(never)]
 pub(crate) fn note<F: Maps>(key: &FlowKey<F>, found: &Flow<F>, index: u32) {
-    let client = AffinityKey { client: key.src.copied(), port_id: found.port_id };
+    let client = client(key, found);
     let value =
         Affinity { endpoint_id: found.endpoint_id, endpoint_gen: found.endpoint_gen, index, last_new_secs: now_secs() };
     // An LRU map takes the place of its oldest entry; if it cannot, this client is balanced once more.
-    if F::affinities().insert(&client, &value, maps::ANY).is_err() {}
+    if F::affinities().insert(&client, &value, if mutant!("rule-81") { maps::NOEXIST } else { maps::ANY }).is_err() {}
 }
 
 subprograms! {

@@ -17,7 +17,7 @@ fn attempt<F: Source>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, index: u
     let Some(slot) = F::slots().get_ptr(index) else { return Outcome::DropSlotRace };
     // SAFETY: the map's element; each field is read once. Slots are not reused before a grace period has passed.
     let slot = unsafe { &*slot };
-    if slot.owner != found.port_id && !cfg!(feature = "mutant-any-slot") {
+    if slot.owner != found.port_id && !mutant!("any-slot") {
         // A reader that is late finds another port's slot: the packet comes again.
         return Outcome::DropSlotRace;
     }
@@ -74,7 +74,7 @@ pub(crate) fn reply_entry<F: Maps>(key: &FlowKey<F>, owner: &Flow<F>, reply: &mu
     owner.partner_into(key, &mut reply.key);
     reply.value = *owner;
     reply.value.src = key.dst;
-    reply.value.sport = key.dport;
+    reply.value.sport = if mutant!("rule-76") { owner.dport } else { key.dport };
     reply.value.dst = key.src;
     reply.value.dport = key.sport;
     reply.value.flags |= Flow::<F>::REPLY;

@@ -28,13 +28,9 @@ pub(crate) struct Change {
 /// Brings the checksum at `at` up to date and returns what the field is to hold: a partial one is not written yet.
 #[inline(always)]
 pub(crate) fn settle<F: Family>(skb: &Skb, at: u32, udp: bool, change: Change) -> Result<u16, HelperError> {
-    let change = if cfg!(feature = "mutant-no-checksum") {
-        Change { addresses: change.addresses ^ 1, ..change }
-    } else {
-        change
-    };
+    let change = if mutant!("no-checksum") { Change { addresses: change.addresses ^ 1, ..change } } else { change };
     let before: u16 = skb.at(at).ok_or(HelperError)?;
-    if udp && before == 0 && !cfg!(feature = "mutant-no-zero-checksum") {
+    if udp && before == 0 && !mutant!("no-zero-checksum") {
         // UDP without a checksum keeps none (RFC 768): nothing cancels the change, but for the IPv4 header's own.
         let unsettled =
             if F::IS_V6 { fold(u64::from(change.addresses) + u64::from(change.ports)) } else { change.ports };

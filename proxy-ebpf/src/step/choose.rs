@@ -42,9 +42,9 @@ fn choose<F: Needs>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>) -> Outcome
 #[inline(always)]
 fn pick<F: Needs>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, choice: &Choice) -> Outcome {
     let seed = config::get().map_or(0, |c| c.seed);
-    let hash = tuple_hash(key, seed);
+    let hash = if mutant!("rule-78-ports") { hash::endpoint(&key.src, 0, key.proto) } else { tuple_hash(key, seed) };
     let due = if choice.masquerade { Flow::<F>::MASQUERADE } else { 0 };
-    if choice.moved && !choice.settled.is_empty() && !cfg!(feature = "mutant-unsettled") {
+    if choice.moved && !choice.settled.is_empty() && !mutant!("unsettled") {
         // The run moved while this flow may be half open under the earlier one: it keeps the endpoint it had.
         let settled = choice.settled;
         (found.sport, found.flags) = (key.sport, due);
@@ -55,18 +55,25 @@ fn pick<F: Needs>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, choice: &Cho
     }
     let run = choice.run;
     let affine = choice.affinity_secs != 0;
-    let kept = affine && F::recall(key, found, run.base(), run.len(), choice.affinity_secs) == Outcome::RequestNew;
-    let first = if kept { found.ifindex } else { hash::index(hash, run.len()) };
+    let kept = affine
+        && F::recall(key, found, run.base(), run.len(), choice.affinity_secs) == Outcome::RequestNew
+        && !mutant!("rule-78");
+    let first = match kept {
+        true => found.ifindex,
+        false if mutant!("rule-77") => 0,
+        false if mutant!("rule-77-again") => maps::next_of(hash).checked_rem(run.len()).unwrap_or(0),
+        false => hash::index(hash, run.len()),
+    };
     for attempt in 0..ENDPOINT_ATTEMPTS + SPARE_ATTEMPTS {
         let (index, sport) = candidate(attempt, first, run.len(), hash, key.sport);
         if attempt != 0 && attempt < ENDPOINT_ATTEMPTS && (kept || index == first) {
             continue;
         }
-        found.sport = sport;
+        found.sport = if mutant!("rule-75") { sport ^ 1 } else { sport };
         found.flags = due | if attempt != 0 || choice.moved || affine { Flow::<F>::PINNED } else { 0 };
         let outcome = F::attempt(skb, key, found, run.base().wrapping_add(index), false);
         if outcome != Outcome::NotOurs {
-            if affine && outcome == Outcome::RequestNew {
+            if affine && outcome == Outcome::RequestNew && !(kept && mutant!("rule-79")) {
                 affinity::note(key, found, index);
             }
             return outcome;

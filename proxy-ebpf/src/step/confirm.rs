@@ -47,7 +47,7 @@ fn half_open<F: Source>(skb: &Skb, key: &FlowKey<F>, _found: &mut Flow<F>, seen:
     }
     if key.proto == timeout::UDP {
         refresh_pair(key, entry, found);
-        if found.flags & Flow::<F>::LASTING == 0 && !cfg!(feature = "mutant-udp-at-once") {
+        if found.flags & Flow::<F>::LASTING == 0 && !mutant!("udp-at-once") {
             return Outcome::ReplyHalfOpen;
         }
     }
@@ -61,7 +61,7 @@ fn request<F: Source>(skb: &Skb, key: &FlowKey<F>, entry: *mut Flow<F>, found: &
         return Outcome::LayerTwoTransit;
     }
     let direct = found.flags & Flow::<F>::DIRECT != 0;
-    if key.proto == timeout::UDP && !direct && flow::is_dead(entry) {
+    if key.proto == timeout::UDP && !direct && flow::is_dead(entry) && !mutant!("rule-104-half-open") {
         forget_pair(key, found);
         return Outcome::NotOurs;
     }
@@ -147,7 +147,7 @@ fn answer<F: Maps>(key: &FlowKey<F>, entry: *mut Flow<F>, found: &mut Flow<F>, s
 /// another tuple.
 #[inline(always)]
 fn contest<F: Maps>(key: &FlowKey<F>, entry: *mut Flow<F>, found: &Flow<F>) -> Outcome {
-    if !cfg!(feature = "mutant-uncontested") {
+    if !mutant!("uncontested") {
         flow::set_flags(entry, Flow::<F>::CONTESTED);
     }
     if found.flags & Flow::<F>::PINNED != 0

@@ -68,11 +68,12 @@ pub(crate) fn same_mac(a: &[u8; 6], b: &[u8; 6]) -> bool {
 #[inline(always)]
 fn is_over<F: Maps>(key: &FlowKey<F>, tcp_flags: u8, owner: *const Flow<F>) -> bool {
     match key.proto {
-        timeout::TCP if cfg!(feature = "mutant-closed-lives") => false,
+        timeout::TCP if mutant!("closed-lives") => false,
+        timeout::TCP if mutant!("rule-65") && is_dead(owner) => true,
         // SAFETY: a map's element.
         timeout::TCP => tcp_flags & (SYN | ACK | RST) == SYN && unsafe { (*owner).is_closed() } && !is_direct(owner),
-        timeout::UDP if cfg!(feature = "mutant-dead-endpoints") => false,
-        timeout::UDP => !is_direct(owner) && is_dead(owner),
+        timeout::UDP if mutant!("dead-endpoints") => false,
+        timeout::UDP => !is_direct(owner) && (is_dead(owner) || mutant!("rule-113")),
         _ => false,
     }
 }

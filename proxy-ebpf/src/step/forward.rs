@@ -19,7 +19,7 @@ pub(crate) fn forward<F: Family>(
     let flags = read!(flow, flags);
     let reply = flags & Flow::<F>::REPLY != 0;
     // For the egress hook that a redirected packet meets at once, and that any other meets after the stack.
-    if !cfg!(feature = "mutant-no-handshake") {
+    if !mutant!("no-handshake") {
         skb.set_tc_index(told::<F>(flags));
     }
     let outcome = named::<F>(flags, outcome);

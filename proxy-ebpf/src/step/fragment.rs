@@ -19,6 +19,9 @@ const TIMEOUT_SECS: u32 = 30;
 #[inline(always)]
 fn remember<F: Parse + Maps>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>) -> Outcome {
     let Some(Entry { key: room, value, partner }) = F::reply() else { return Outcome::DropHelper };
+    if mutant!("rule-102") {
+        return Outcome::NotOurs;
+    }
     let Some(id) = packet::fragment_id::<F, _>(skb, room) else { return Outcome::NotOurs };
     datagram(key, id, partner);
     *value = *found;

@@ -45,7 +45,11 @@ fn concerns<F: Quote>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, l4: u32)
     if found.flags & Flow::<F>::REPLY == 0 && !flow::is_for_us(skb, key, held) {
         return Outcome::LayerTwoTransit;
     }
-    if found.flags & Flow::<F>::HAIRPIN != 0 { Outcome::NotOurs } else { Outcome::IcmpError }
+    if found.flags & Flow::<F>::HAIRPIN != 0 || mutant!("rule-102-icmp") {
+        Outcome::NotOurs
+    } else {
+        Outcome::IcmpError
+    }
 }
 
 /// Writes what the sender of the quoted packet knows.

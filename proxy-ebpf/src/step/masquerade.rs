@@ -53,7 +53,7 @@ fn prepare<F: Source>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>) -> Outco
     found.flags = Flow::<F>::MASQUERADED | Flow::<F>::PINNED;
     found.last_seen_secs = now_secs();
     let Some(device) = maps::device(skb.ifindex()) else { return Outcome::DropNoRoute };
-    found.src = F::source(device);
+    found.src = if mutant!("rule-72") { key.src } else { F::source(device) };
     if found.src == F::UNSPECIFIED {
         return Outcome::DropNoRoute;
     }
@@ -78,10 +78,8 @@ fn take_port<F: Source>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>) -> Out
     let Some(sport) = next_port(config, hash::endpoint(&key.dst, key.dport, key.proto)) else {
         return Outcome::DropNoSourcePort;
     };
-    found.sport = sport;
-    if skb.has_socket::<F>(key.proto, &found.dst, found.dport, &found.src, sport)
-        && !cfg!(feature = "mutant-masquerade-sockets")
-    {
+    found.sport = if mutant!("rule-72-port") { key.sport } else { sport };
+    if skb.has_socket::<F>(key.proto, &found.dst, found.dport, &found.src, sport) && !mutant!("masquerade-sockets") {
         return Outcome::NotOurs;
     }
     let Some(reply) = F::reply() else { return Outcome::DropHelper };

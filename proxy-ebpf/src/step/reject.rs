@@ -68,7 +68,7 @@ fn take_token() -> bool {
             (*bucket).filled_ns = now;
         }
         if (*bucket).tokens == 0 {
-            return false;
+            return mutant!("rule-62-limit");
         }
         (*bucket).tokens -= 1;
     }
@@ -94,7 +94,8 @@ fn build<F: Answer>(skb: &Skb, key: &FlowKey<F>, l4: u32) -> u32 {
     if F::is_unanswerable(skb, key, l4) {
         return UNANSWERABLE;
     }
-    let made = if key.proto == timeout::TCP { reset(skb, key, l4) } else { unreachable(skb, key, l4) };
+    let made =
+        if key.proto == timeout::TCP && !mutant!("rule-62") { reset(skb, key, l4) } else { unreachable(skb, key, l4) };
     match made.and_then(|()| rewrite::swap_macs(skb)) {
         Ok(()) => BUILT,
         Err(HelperError) => FAILED,
@@ -134,7 +135,7 @@ fn unreachable<F: Answer>(skb: &Skb, key: &FlowKey<F>, l4: u32) -> Result<(), He
     let quoted = 1 + (wanted.wrapping_sub(1) & 127);
     let mut message = [0u8; ICMP_ROOM];
     message[0] = kind;
-    message[1] = code;
+    message[1] = if mutant!("rule-62-kind") { code ^ 1 } else { code };
     skb.load_behind(ETHERNET, &mut message, ICMP_LEN, quoted)?;
     let len = ICMP_LEN + quoted;
     let seed = if F::ICMP_PSEUDO_HEADER { pseudo_header(key, proto, len)? } else { 0 };

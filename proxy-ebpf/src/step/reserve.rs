@@ -34,7 +34,7 @@ pub(crate) fn reply<F: Maps>(reply: &mut Entry<F>) -> Reservation {
             }
             // Its owner entry is missing: the reply makes it anew.
             maps::forget(key);
-        } else if is_live(key, held, partner) && !cfg!(feature = "mutant-shared-tuples") {
+        } else if is_live(key, held, partner) && !mutant!("shared-tuples") {
             return Reservation::Taken;
         } else {
             flow::remove(key, held, partner);

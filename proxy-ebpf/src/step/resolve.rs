@@ -64,16 +64,18 @@ impl Seen {
 #[inline(always)]
 fn resolve<F: Cidrs>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen) -> Outcome {
     let bits = seen.bits_of_filter();
-    if key.dir == Direction::Out as u8 && bits & (filter::SERVICE | filter::NODE | filter::DIRECT) == 0 {
+    let node = if mutant!("rule-92") { 0 } else { filter::NODE };
+    if key.dir == Direction::Out as u8 && bits & (filter::SERVICE | node | filter::DIRECT) == 0 {
         return Outcome::NotOurs;
     }
     let Some(service) = service::find(key, seen) else { return no_service(skb, key, found, seen) };
     if !entered_for_us(skb, key, found) {
         return Outcome::LayerTwoTransit;
     }
-    if service.flags & Service::SOURCE_RANGES != 0 && !service::is_allowed(key, service.port_id) {
+    if service.flags & Service::SOURCE_RANGES != 0 && !mutant!("rule-21") && !service::is_allowed(key, service.port_id)
+    {
         maps::count_port(service.port_id, true);
-        return Outcome::DropSourceRange;
+        return if mutant!("rule-21-silent") { Outcome::RejectNoEndpoint } else { Outcome::DropSourceRange };
     }
     if key.proto == timeout::TCP && seen.tcp_flags() & (SYN | ACK | RST) != SYN {
         return mid_stream(seen);
@@ -93,7 +95,8 @@ fn resolve<F: Cidrs>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: See
 #[inline(always)]
 fn no_service<F: Cidrs>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen) -> Outcome {
     let bits = seen.bits_of_filter();
-    if bits & filter::SERVICE != 0 && service::is_cluster_ip::<F>(&key.dst) {
+    let ours = service::is_cluster_ip::<F>(&key.dst) && !mutant!("rule-66") || mutant!("rule-66-others");
+    if (bits & filter::SERVICE != 0 || mutant!("rule-66-others")) && ours {
         return match entered_for_us(skb, key, found) {
             // A reset is never answered by one (RFC 9293 §3.10.7.1).
             true if key.proto == timeout::TCP && seen.tcp_flags() & RST != 0 => Outcome::DropUnanswerable,
@@ -101,7 +104,7 @@ fn no_service<F: Cidrs>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: 
             false => Outcome::LayerTwoTransit,
         };
     }
-    if bits & flow::direct(key.direction()) != 0 && !cfg!(feature = "mutant-no-guard") {
+    if bits & flow::direct(key.direction()) != 0 && !mutant!("no-guard") {
         return Outcome::DirectRewritten;
     }
     Outcome::NotOurs
@@ -111,7 +114,7 @@ fn no_service<F: Cidrs>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: 
 #[inline(always)]
 fn entered_for_us<F: Maps>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>) -> bool {
     found.entry_mac = [0; 6];
-    if key.dir == Direction::Out as u8 || skb.is_for_device() || cfg!(feature = "mutant-no-transit") {
+    if key.dir == Direction::Out as u8 || skb.is_for_device() || mutant!("no-transit") {
         return true;
     }
     let (Some(device), Some(mac)) = (maps::device(skb.ifindex()), skb.load_at::<[u8; 6], 0>()) else { return false };

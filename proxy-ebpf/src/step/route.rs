@@ -17,8 +17,11 @@ const LOOPBACK: u32 = 1;
 #[inline(always)]
 pub(crate) fn request<F: Source>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>) -> Result<(), Outcome> {
     let outward = key.dir == Direction::Out as u8;
-    if !outward && found.dst == key.src {
+    if !outward && found.dst == key.src && !mutant!("rule-74") {
         return to_itself(skb, found);
+    }
+    if mutant!("rule-75b") && !outward && F::node_addrs().get_ptr(&{ found.dst }).is_some() {
+        found.src = maps::device(skb.ifindex()).map_or(found.src, F::source);
     }
     let (mut entry, mut flags) = (LOOPBACK, 0);
     if outward {
@@ -66,7 +69,7 @@ pub(crate) fn over_bridge<F: Source>(found: &mut Flow<F>, bridge: u32, fib: &Fib
     }
     // With the neighbour unknown the stack routes this packet and asks for it; a later one finds it.
     found.next_mac = if result == Fib::SUCCESS { fib.dmac } else { [0; 6] };
-    if cfg!(feature = "mutant-routed-bridge") {
+    if mutant!("routed-bridge") {
         return;
     }
     found.flags |= Flow::<F>::BRIDGED;
@@ -85,7 +88,7 @@ fn from_node<F: Source>(
 ) -> Result<(), Outcome> {
     match result {
         Fib::SUCCESS | Fib::NO_NEIGHBOUR | Fib::TOO_LONG => {}
-        Fib::NOT_FORWARDED => return to_node(skb, key, found),
+        Fib::NOT_FORWARDED if !mutant!("rule-74-node") => return to_node(skb, key, found),
         _ => return Err(Outcome::DropNoRoute),
     }
     // Before 6.7 the kernel leaves the source as it was asked: unspecified.

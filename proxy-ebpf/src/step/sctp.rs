@@ -23,7 +23,7 @@ fn settle<F: Rewrite>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, l4: u32)
 #[inline(always)]
 fn change<F: Rewrite>(skb: &Skb, key: &FlowKey<F>, found: &Flow<F>, l4: u32) -> Result<(), HelperError> {
     let ports = pair(key.sport, key.dport) ^ pair(found.sport, found.dport);
-    if ports == 0 {
+    if ports == 0 || mutant!("rule-16-checksum") {
         return Ok(());
     }
     let length = F::payload_len(skb).ok_or(HelperError)? + ETHERNET + F::HEADER_LEN - l4;

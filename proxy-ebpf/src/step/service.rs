@@ -15,12 +15,16 @@ use crate::maps::{self, Maps};
 /// The Service that owns the destination: an exact address first, then a NodePort of this node (rule 90).
 #[inline(always)]
 pub(crate) fn find<F: Maps>(key: &FlowKey<F>, seen: Seen) -> Option<Service> {
+    if mutant!("rule-90") && maps::is_node_port(key.dport) && takes_node_ports::<F>(&key.dst) {
+        return get::<F>(F::UNSPECIFIED, key.dport, key.proto);
+    }
     if seen.bits_of_filter() & filter::SERVICE != 0
         && let Some(service) = get::<F>(key.dst, key.dport, key.proto)
     {
         return Some(service);
     }
-    if seen.bits_of_filter() & filter::NODE != 0 && maps::is_node_port(key.dport) && takes_node_ports::<F>(&key.dst) {
+    let node = seen.bits_of_filter() & filter::NODE != 0 || mutant!("rule-93");
+    if node && maps::is_node_port(key.dport) && (takes_node_ports::<F>(&key.dst) || mutant!("rule-93")) {
         return get::<F>(F::UNSPECIFIED, key.dport, key.proto);
     }
     None
@@ -36,7 +40,7 @@ fn get<F: Maps>(addr: F::Addr, port: u16, proto: u8) -> Option<Service> {
 fn takes_node_ports<F: Maps>(addr: &F::Addr) -> bool {
     let addr = *addr;
     // SAFETY: as in `get`.
-    unsafe { F::node_addrs().get(&addr).is_some_and(|a| a.flags & NodeAddr::NODE_PORTS != 0) }
+    unsafe { F::node_addrs().get(&addr).is_some_and(|a| a.flags & NodeAddr::NODE_PORTS != 0 || mutant!("rule-85")) }
 }
 
 /// True if the address is some Service's ClusterIP.
@@ -69,15 +73,17 @@ pub(crate) fn choice<F: Cidrs>(skb: &Skb, key: &FlowKey<F>, service: &Service) -
     let outward = key.dir == Direction::Out as u8;
     let policy = Policy { word: word(port, offset_of!(policy)) };
     let (local, masquerade) = if service.class == Class::ClusterIp as u8 {
-        let masquerade = !outward && is_masqueraded_to_cluster_ip::<F>(skb, key);
+        let internal = mutant!("rule-73") && policy.flags() & Policy::INTERNAL_LOCAL != 0;
+        let masquerade = !outward && !internal && is_masqueraded_to_cluster_ip::<F>(skb, key);
         (policy.flags() & Policy::INTERNAL_LOCAL != 0, masquerade)
     } else if policy.flags() & Policy::EXTERNAL_LOCAL == 0 {
         (false, !outward)
     } else {
         // Pods of this node and the node itself may use any endpoint, whatever the external policy (rule 69).
-        (!outward && !is_pod::<F>(skb, key).unwrap_or(false), false)
+        let pod = is_pod::<F>(skb, key).unwrap_or(mutant!("rule-69-everybody")) && !mutant!("rule-69");
+        ((!outward || mutant!("rule-70")) && !pod, !outward && mutant!("rule-68-local"))
     };
-    let (run, settled, moved) = if local != cfg!(feature = "mutant-runs-swapped") {
+    let (run, settled, moved) = if local != mutant!("runs-swapped") {
         (offset_of!(local), offset_of!(local_settled), Policy::LOCAL_MOVED)
     } else {
         (offset_of!(cluster), offset_of!(cluster_settled), Policy::CLUSTER_MOVED)
@@ -85,8 +91,8 @@ pub(crate) fn choice<F: Cidrs>(skb: &Skb, key: &FlowKey<F>, service: &Service) -
     let run = Run { word: word(port, run) };
     // Read again behind the run: the agent sets the flag before it moves the run.
     let policy = Policy { word: word(port, offset_of!(policy)) };
-    let masquerade = masquerade && !cfg!(feature = "mutant-no-masquerade");
-    let affinity_secs = policy.affinity_secs();
+    let masquerade = masquerade && !mutant!("no-masquerade");
+    let affinity_secs = if mutant!("rule-84") { 60 } else { policy.affinity_secs() };
     let moved = policy.flags() & moved != 0;
     Some(Choice { run, settled: Run { word: word(port, settled) }, moved, masquerade, affinity_secs })
 }
@@ -94,7 +100,8 @@ pub(crate) fn choice<F: Cidrs>(skb: &Skb, key: &FlowKey<F>, service: &Service) -
 /// A ClusterIP is the pods' own: who is none is masqueraded, if it can be told (rule 68).
 #[inline(always)]
 fn is_masqueraded_to_cluster_ip<F: Cidrs>(skb: &Skb, key: &FlowKey<F>) -> bool {
-    config::get().is_some_and(|c| c.flags & Config::MASQUERADE_ALL != 0) || is_pod::<F>(skb, key) == Some(false)
+    let all = config::get().is_some_and(|c| c.flags & Config::MASQUERADE_ALL != 0) && !mutant!("rule-68-all");
+    all || is_pod::<F>(skb, key) == Some(false) || mutant!("rule-68")
 }
 
 /// True if the packet comes from a pod of this node, as `--detect-local-mode` tells them (rule 71); `None`: it tells
@@ -106,10 +113,10 @@ fn is_pod<F: Cidrs>(skb: &Skb, key: &FlowKey<F>) -> Option<bool> {
         return Some(maps::device(skb.ifindex()).is_some_and(|d| d.flags & Device::PODS != 0));
     }
     if config.flags & F::LOCAL_CIDR == 0 {
-        return None;
+        return mutant!("rule-71-none").then_some(false);
     }
     let (addr, mask) = F::local_cidr(config);
-    Some(is_within(&key.src, addr, mask))
+    Some(is_within(&key.src, addr, mask) != mutant!("rule-71"))
 }
 
 /// True if an address lies in a network, whose address is masked.
@@ -150,7 +157,8 @@ pub(crate) fn may_be_unallocated<F: Cidrs>(addr: &F::Addr) -> bool {
 #[inline(never)]
 pub(crate) fn is_unallocated<F: Cidrs>(addr: &F::Addr) -> bool {
     let addr = addr.copied();
-    F::service_cidrs().get(&Key::new(8 * size_of::<F::Addr>() as u32, addr)).is_some()
+    !mutant!("rule-63")
+        && F::service_cidrs().get(&Key::new(8 * size_of::<F::Addr>() as u32, addr)).is_some()
         && F::cluster_ips().get_ptr(&addr).is_none()
         && F::node_addrs().get_ptr(&addr).is_none()
 }
@@ -194,7 +202,7 @@ cidrs!(V6, LOCAL_CIDR_V6, SERVICE_CIDRS_V6, local_v6 local_mask_v6, service_v6 s
 pub(crate) fn is_allowed<F: Maps>(key: &FlowKey<F>, port_id: u32) -> bool {
     let data = SourceRange { port_id, addr: key.src.copied() };
     let bits = range::PORT_ID_BITS + 8 * size_of::<F::Addr>() as u32;
-    F::source_ranges().get(&Key::new(bits, data)).is_some()
+    F::source_ranges().get(&Key::new(bits, data)).is_some() && !mutant!("rule-21-in")
 }
 
 macro_rules! offset_of {

@@ -31,6 +31,9 @@ use super::world::{self, BRIDGE, Device, LOOPBACK, NODE_NAME, POD1, POD2, PORT1,
 /// Names the object to test instead of the one that belongs to the agent.
 const OBJECT_VARIABLE: &str = "FAIRLEAD_EBPF_OBJECT";
 
+/// Names the fault that the object is to have (`proxy-ebpf/src/mutants.rs`).
+const FAULT_VARIABLE: &str = "FAIRLEAD_MUTANT";
+
 static OBJECT: LazyLock<Vec<u8>> = LazyLock::new(|| match std::env::var_os(OBJECT_VARIABLE) {
     Some(path) => {
         let path = PathBuf::from(path);
@@ -267,6 +270,9 @@ fn load_object(settings: Settings) -> Ebpf {
     for (v4, v6, entries) in [("FLOWS_V4", "FLOWS_V6", settings.flows), ("NEW_V4", "NEW_V6", settings.half_open)] {
         loader.map_max_entries(v4, entries).map_max_entries(v6, entries);
     }
+    // Only objects that have faults to choose from have the global.
+    let fault = std::env::var(FAULT_VARIABLE).map_or(0, |name| proxy_common::mutant::id(&name));
+    loader.override_global("MUTANT", &fault, false);
     loader.load(&OBJECT).unwrap_or_else(|e| panic!("cannot load the object (the packet tier needs root): {e}"))
 }
 

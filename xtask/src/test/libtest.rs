@@ -12,6 +12,10 @@ pub(super) struct Counts {
     pub(super) reasons: Vec<(String, String)>,
     /// The panic whose message is in the next line.
     pub(super) panicked: Option<String>,
+    /// Names of those that passed.
+    pub(super) names: Vec<String>,
+    /// One whose line something else has broken: its result stands on a line of its own.
+    pub(super) broken: Option<String>,
 }
 
 impl Counts {
@@ -28,6 +32,12 @@ impl Counts {
             self.failures.push(name.to_owned());
         } else if let Some((name, rest)) = line.strip_prefix("thread '").and_then(|rest| rest.split_once('\'')) {
             self.panicked = rest.contains(" panicked at ").then(|| name.to_owned());
+        } else if let Some(name) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... ok")) {
+            self.names.push(name.to_owned());
+        } else if let Some((name, rest)) = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... ")) {
+            self.broken = Some(name.to_owned()).filter(|_| !rest.starts_with("ignored"));
+        } else if line == "ok" {
+            self.names.extend(self.broken.take());
         }
     }
 
@@ -73,11 +83,21 @@ mod tests {
     }
 
     #[test]
-    fn failed_tests_are_named() {
+    fn tests_are_named() {
         let mut counts = Counts::default();
         counts.read("test step::flow::rule_7 ... FAILED");
         counts.read("test step::flow::rule_8 ... ok");
         assert_eq!(counts.failures, ["step::flow::rule_7"]);
+        assert_eq!(counts.names, ["step::flow::rule_8"]);
+    }
+
+    #[test]
+    fn what_a_test_writes_between_its_name_and_its_result_hides_neither() {
+        let mut counts = Counts::default();
+        for line in ["ok", "test a ... warning: something", "more", "ok", "ok", "test b ... ignored", "test c ... ok"] {
+            counts.read(line);
+        }
+        assert_eq!(counts.names, ["a", "c"]);
     }
 
     #[test]

@@ -55,8 +55,10 @@ pub(super) fn print(rows: &[Row]) {
 
 fn render(rows: &[Row]) -> String {
     let mut total = Counts::default();
-    let mut out =
-        format!("\n{:<9} {:<18} {:>7} {:>7} {:>8} {:>8}\n", "tier", "status", "passed", "failed", "skipped", "seconds");
+    let mut out = format!(
+        "\n{:<11} {:<18} {:>7} {:>7} {:>8} {:>8}\n",
+        "tier", "status", "passed", "failed", "skipped", "seconds"
+    );
     for row in rows {
         total.add(&row.counts);
         let status = match row.status {
@@ -68,7 +70,7 @@ fn render(rows: &[Row]) -> String {
         let Counts { passed, failed, skipped, .. } = row.counts;
         let seconds = row.elapsed.as_secs_f64();
         let name = row.tier.name();
-        out.push_str(&format!("{name:<9} {status:<18} {passed:>7} {failed:>7} {skipped:>8} {seconds:>8.1}\n"));
+        out.push_str(&format!("{name:<11} {status:<18} {passed:>7} {failed:>7} {skipped:>8} {seconds:>8.1}\n"));
     }
     for row in rows {
         for line in &row.notes {

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
+use super::ran;
 use crate::image::Arch;
 use crate::process::Cmd;
 use crate::setup::{self, Need};
 use crate::{kernels, machine, workspace};
 
 /// Every test program of the workspace and the tier that runs it; `tidy` finds one that stands in no tier.
-pub(crate) const TARGETS: [(Tier, &str); 8] = [
+pub(crate) const TARGETS: [(Tier, &str); 9] = [
     (Tier::Packet, "packets"),
     (Tier::Packet, "object"),
     (Tier::Packet, "lookups"),
@@ -21,6 +22,7 @@ pub(crate) const TARGETS: [(Tier, &str); 8] = [
     (Tier::Netns, "netns"),
     (Tier::Cluster, "cluster"),
     (Tier::Mutants, "mutants"),
+    (Tier::Conformance, "conformance"),
 ];
 
 /// Names an object that was built elsewhere; the agent's build script takes it.
@@ -39,7 +41,8 @@ pub(crate) enum Tier {
     Unit,
     /// Byte-exact packets through the loaded programs. Needs BPF.
     Packet,
-    /// Objects with one fault each, which the packet tier must notice. Needs BPF, and minutes: runs by name and in CI.
+    /// One fault at a time in the agent or the programs, which the tests of the tiers before must notice. Needs BPF, and
+    /// minutes: runs by name and in CI.
     Mutants,
     /// Manifests in, contents of maps out. Needs nothing; with BPF it takes real maps too.
     Scenario,
@@ -50,11 +53,23 @@ pub(crate) enum Tier {
     /// The packet and netns tiers on other kernels, in qemu. Needs minutes, and without KVM hours: there it is a
     /// sample, unless --all is given. Runs by name and in CI.
     Kernels,
+    /// The parity table: whether the tests that it names are there, and passed in the tiers that ran before. Needs
+    /// nothing.
+    Conformance,
 }
 
 impl Tier {
-    pub(super) const ALL: [Self; 7] =
-        [Self::Unit, Self::Packet, Self::Scenario, Self::Netns, Self::Cluster, Self::Mutants, Self::Kernels];
+    pub(super) const ALL: [Self; 8] = [
+        Self::Unit,
+        Self::Packet,
+        Self::Scenario,
+        Self::Netns,
+        Self::Cluster,
+        Self::Mutants,
+        Self::Kernels,
+        // Last: it looks at what the others did.
+        Self::Conformance,
+    ];
 
     pub(super) const fn name(self) -> &'static str {
         match self {
@@ -65,6 +80,7 @@ impl Tier {
             Self::Netns => "netns",
             Self::Cluster => "cluster",
             Self::Kernels => "kernels",
+            Self::Conformance => "conformance",
         }
     }
 
@@ -76,7 +92,7 @@ impl Tier {
     /// Why it cannot run here, and what would make it run.
     pub(super) fn obstacle(self) -> Option<String> {
         match self {
-            Self::Unit | Self::Scenario => None,
+            Self::Unit | Self::Scenario | Self::Conformance => None,
             Self::Packet | Self::Mutants => object_missing().or_else(bpf_denied),
             Self::Netns => object_missing().or_else(bpf_denied).or_else(namespaces_denied),
             Self::Cluster => {
@@ -111,7 +127,7 @@ impl Tier {
             Self::Unit => vec![test(&["--lib", "--bins"], None), ebpf(), test(&["--doc"], None)],
             // Loading programs is mostly the verifier's time; more tests at once than processors gain nothing.
             Self::Packet | Self::Scenario => vec![test(&self.targets(), None)],
-            // Each builds an object and runs a packet test on it.
+            // They build, and run tests on all processors.
             Self::Mutants => vec![test(&self.targets(), Some(1))],
             // Cases measure times and share the machine's connection tracking: one at a time.
             Self::Netns => vec![programs(), test(&self.targets(), Some(1))],
@@ -125,6 +141,7 @@ impl Tier {
             }
             // What runs there is no command of cargo's: `super::kernels`.
             Self::Kernels => Vec::new(),
+            Self::Conformance => vec![test(&self.targets(), None).env(ran::VARIABLE, &ran::folder().to_string_lossy())],
         }
     }
 
@@ -132,7 +149,7 @@ impl Tier {
     pub(super) const fn limit(self) -> Duration {
         Duration::from_secs(match self {
             Self::Unit => 1800,
-            Self::Packet | Self::Scenario => 900,
+            Self::Packet | Self::Scenario | Self::Conformance => 900,
             Self::Netns | Self::Mutants | Self::Kernels => 2400,
             Self::Cluster => 1500,
         })
@@ -141,7 +158,7 @@ impl Tier {
 
 /// Sets up what the tiers need. What cannot be installed is told, and shows again as an obstacle of the tiers it concerns.
 pub(super) fn prepare(tiers: &[Tier]) -> Option<anyhow::Error> {
-    let run = tiers.iter().any(|tier| !matches!(tier, Tier::Unit | Tier::Scenario));
+    let run = tiers.iter().any(|tier| !matches!(tier, Tier::Unit | Tier::Scenario | Tier::Conformance));
     let base = setup::ensure(if run { Need::Run } else { Need::Build }).err();
     let kernels = tiers.contains(&Tier::Kernels).then(|| setup::ensure(Need::Kernels).err()).flatten();
     base.or(kernels)

@@ -95,8 +95,8 @@ fn resolve<F: Cidrs>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: See
 #[inline(always)]
 fn no_service<F: Cidrs>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen) -> Outcome {
     let bits = seen.bits_of_filter();
-    let ours = service::is_cluster_ip::<F>(&key.dst) && !mutant!("rule-66") || mutant!("rule-66-others");
-    if (bits & filter::SERVICE != 0 || mutant!("rule-66-others")) && ours {
+    let cluster_ip = bits & filter::SERVICE != 0 && service::is_cluster_ip::<F>(&key.dst) && !mutant!("rule-66");
+    if cluster_ip || mutant!("rule-66-others") {
         return match entered_for_us(skb, key, found) {
             // A reset is never answered by one (RFC 9293 §3.10.7.1).
             true if key.proto == timeout::TCP && seen.tcp_flags() & RST != 0 => Outcome::DropUnanswerable,

@@ -60,6 +60,24 @@ pub fn packet_socket(device: &str, listen: bool) -> io::Result<OwnedFd> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(fd) }
 }
 
+/// A raw IP socket in the calling thread's namespace, for one protocol of one family. It hears what is delivered to the host
+/// of that protocol; that of `IPPROTO_RAW` hears nothing and sends packets that bring their own IP header.
+pub fn raw_socket(v6: bool, protocol: u8) -> io::Result<OwnedFd> {
+    let family = if v6 { libc::AF_INET6 } else { libc::AF_INET };
+    // SAFETY: plain integers.
+    let fd = unsafe { libc::socket(family, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol.into()) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given it to us.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    if v6 {
+        setsockopt(&fd, sockopt::Ipv6RecvPacketInfo, &true)?;
+    }
+    set_receive_buffer(&fd, 64 << 20)?;
+    Ok(fd)
+}
+
 /// Receives one frame; returns its length and whether it was going out.
 pub fn receive_frame(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
     // SAFETY: as in `packet_socket`.

@@ -34,7 +34,8 @@ impl KubeProxy {
     pub const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
 
     /// Starts it in `netns` for the Node of this name and returns once both families have been synced. `options` are
-    /// added to its command line. Where the namespace is not the API server's own, a [`Passage`] leads there.
+    /// added to its command line; unless they say who is a pod of the node, the lab's pods are. Where the namespace is not
+    /// the API server's own, a [`Passage`] leads there.
     pub fn start(plane: &ControlPlane, netns: &Namespace, node: &str, options: &[&str]) -> Result<Self> {
         let mut proxy = Self::launch(plane, netns, node, options)?;
         proxy.wait_synced().with_context(|| format!("kube-proxy is of no use{}", proxy.log.tail()))?;
@@ -51,7 +52,6 @@ impl KubeProxy {
             .arg(format!("--hostname-override={node}"))
             .arg(format!("--healthz-bind-address={}", Self::HEALTH))
             .arg(format!("--metrics-bind-address={}", Self::METRICS))
-            .arg(format!("--cluster-cidr={}", POD_CIDRS.join(",")))
             .args([
                 "--proxy-mode=nftables",
                 "--bind-address-hard-fail=true",
@@ -62,6 +62,11 @@ impl KubeProxy {
                 "--conntrack-tcp-timeout-close-wait=0s",
             ])
             .args(options);
+        let says_who_is_local =
+            |option: &&str| option.starts_with("--cluster-cidr") || option.starts_with("--detect-local");
+        if !options.iter().any(says_who_is_local) {
+            command.arg(format!("--cluster-cidr={}", POD_CIDRS.join(",")));
+        }
         let process = Process::start(&mut command, &log, None)?;
         Ok(Self { process, netns: netns.clone(), log, _passage: passage })
     }

@@ -1,4 +1,4 @@
-//! kube-controller-manager and kube-proxy as the tests start them: without them no other case would mean anything.
+//! Real kube-proxy: as the tests start it, and as the oracle. On the same objects the same first packets have the same fate.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -11,6 +11,18 @@ use crate::{
     plane::Alone,
     pods::PodSpec,
 };
+
+mod compare;
+mod differences;
+mod generate;
+mod post;
+mod probe;
+mod rounds;
+mod sight;
+mod slices;
+mod targets;
+mod world;
+mod write;
 
 #[test]
 fn kube_proxy_serves_the_pods_that_the_controllers_find() {

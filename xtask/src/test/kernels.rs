@@ -22,7 +22,7 @@ const NOT_THERE: &str = "lookups";
 
 /// What an emulated processor does in some minutes: each outcome once, each kind of entry stored, and real sockets over
 /// routed and bridged veths beside netfilter.
-const SAMPLE: [&str; 10] = [
+const SAMPLE: [&str; 11] = [
     "outcomes::",
     "handshake::what_ingress_translated_egress_leaves_alone::tcp",
     "headers::ip",
@@ -32,6 +32,7 @@ const SAMPLE: [&str; 10] = [
     "cluster_ip::a_pod_reaches_the_endpoints_on_its_node::bridge_nf_invalid_drop",
     "cluster_ip::a_pod_reaches_remote_endpoints::routed_conntrack",
     "cluster_ip::a_node_process_reaches_remote_endpoints::routed_conntrack",
+    "node_port::rule_92_a_process_of_the_node_reaches_itself_by_its_node_port::routed_plain",
     "foreign::a_foreign_clsact",
 ];
 
@@ -276,8 +277,9 @@ mod tests {
         let sources: String = ["packets", "netns"]
             .into_iter()
             .flat_map(|folder| fs::read_dir(machine::root().join("tests/tests").join(folder)).unwrap())
-            .map(|entry| {
-                let path = entry.unwrap().path();
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.is_file())
+            .map(|path| {
                 let module = path.file_stem().unwrap().to_string_lossy().into_owned();
                 format!("module {module}::\n{}", fs::read_to_string(path).unwrap())
             })

@@ -11,6 +11,7 @@ mod netns;
 mod node;
 mod programs;
 mod ran;
+mod reuse;
 mod service;
 mod show;
 mod wire;
@@ -20,6 +21,7 @@ pub use build::{ACK, Checksum, FIN, L4, Mac, PSH, Packet, RST, SYN, crc32c, inte
 pub use maps::{Maps, Table};
 pub use node::{Node, Settings};
 pub use ran::{Ran, seen_outcomes};
+pub use reuse::Elements;
 pub use service::Service;
 pub use show::{show, verify_checksums};
 pub use wire::Wire;

@@ -10,7 +10,7 @@ use proxy_common::abi::{Affinity, AffinityKey, Config, Device, Flow, FlowKey, Po
 use proxy_common::{Addr4, Addr6, Address, Family, Outcome, V4, V6};
 
 /// The maps of a loaded object.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Maps(BTreeMap<String, Map>);
 
 /// A map of flows, confirmed or half open.
@@ -46,6 +46,11 @@ impl Maps {
     /// The array that the stubs jump through.
     pub(super) fn take_programs(&mut self) -> Map {
         self.0.remove("PROGRAMS").expect("the object has PROGRAMS")
+    }
+
+    /// All of them, by name.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&str, &Map)> {
+        self.0.iter().map(|(name, map)| (name.as_str(), map))
     }
 
     fn map(&self, name: &str) -> &Map {

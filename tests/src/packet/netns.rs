@@ -1,50 +1,84 @@
 //! A network namespace for the calling thread alone.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::Write as _;
 use std::marker::PhantomData;
 use std::os::fd::AsFd as _;
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use nix::sched::{CloneFlags, CpuSet, sched_getcpu, sched_setaffinity, setns, unshare};
 use nix::unistd::Pid;
 
 use super::world;
 
-/// The thread is in a namespace of its own until this is dropped; then it goes back and the namespace is gone.
+/// Namespaces that tests have done with, as they were made: making one takes longer than most tests.
+static IDLE: Mutex<Vec<File>> = Mutex::new(Vec::new());
+
+/// The thread is in a namespace of its own until this is dropped; then it goes back. The namespace goes to a later test,
+/// or away if this one changed it.
 pub(super) struct NetNs {
     before: File,
+    own: File,
+    changed: Cell<bool>,
     // Namespaces belong to threads.
     _not_send: PhantomData<*const ()>,
 }
 
 impl NetNs {
-    /// Makes the namespace with the devices of [`world`], and holds the thread to one CPU: the programs keep counters
-    /// and the limit on answers by CPU.
+    /// A namespace with the devices of [`world`]; holds the thread to one CPU: the programs keep counters and the limit on
+    /// answers by CPU.
     pub(super) fn enter() -> Self {
-        let before = File::open("/proc/thread-self/ns/net").expect("cannot open the thread's network namespace");
-        unshare(CloneFlags::CLONE_NEWNET).expect("cannot make a network namespace: the packet tier needs root");
-        let guard = Self { before, _not_send: PhantomData };
-        stay_on_this_cpu();
-        // Before any device: new devices inherit it.
-        for (key, value) in [
-            ("net/ipv6/conf/default/accept_dad", "0"),
-            ("net/ipv6/conf/all/accept_dad", "0"),
-            ("net/ipv6/conf/default/addr_gen_mode", "1"),
-            ("net/ipv4/ip_forward", "1"),
-            ("net/ipv6/conf/all/forwarding", "1"),
-        ] {
-            write_sysctl(key, value);
+        let before = open();
+        let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        match &idle {
+            Some(own) => setns(own.as_fd(), CloneFlags::CLONE_NEWNET).expect("cannot enter a network namespace"),
+            None => unshare(CloneFlags::CLONE_NEWNET).expect("cannot make one: the packet tier needs root"),
         }
-        ip_batch(&world::commands());
+        stay_on_this_cpu();
+        let made = idle.is_none();
+        let own = idle.unwrap_or_else(open);
+        let guard = Self { before, own, changed: Cell::new(false), _not_send: PhantomData };
+        if made {
+            make();
+        }
         guard
     }
+
+    /// Runs commands of `ip` here.
+    pub(super) fn ip(&self, lines: &str) {
+        self.changed.set(true);
+        ip_batch(lines);
+    }
+}
+
+fn open() -> File {
+    File::open("/proc/thread-self/ns/net").expect("cannot open the thread's network namespace")
+}
+
+/// The devices of [`world`], in the thread's new namespace.
+fn make() {
+    // Before any device: new devices inherit it.
+    for (key, value) in [
+        ("net/ipv6/conf/default/accept_dad", "0"),
+        ("net/ipv6/conf/all/accept_dad", "0"),
+        ("net/ipv6/conf/default/addr_gen_mode", "1"),
+        ("net/ipv4/ip_forward", "1"),
+        ("net/ipv6/conf/all/forwarding", "1"),
+    ] {
+        write_sysctl(key, value);
+    }
+    ip_batch(&world::commands());
 }
 
 impl Drop for NetNs {
     fn drop(&mut self) {
         // The thread ends with its test; a failure here can only mean that it already does.
-        setns(self.before.as_fd(), CloneFlags::CLONE_NEWNET).ok();
+        let back = setns(self.before.as_fd(), CloneFlags::CLONE_NEWNET).is_ok();
+        if back && !self.changed.get() && !std::thread::panicking() {
+            IDLE.lock().unwrap_or_else(PoisonError::into_inner).extend(self.own.try_clone());
+        }
     }
 }
 
@@ -56,13 +90,13 @@ fn stay_on_this_cpu() {
 }
 
 /// Sets a sysctl of the thread's namespace.
-pub(super) fn write_sysctl(key: &str, value: &str) {
+fn write_sysctl(key: &str, value: &str) {
     let path = format!("/proc/sys/{key}");
     std::fs::write(&path, value).unwrap_or_else(|e| panic!("cannot write {value} to {path}: {e}"));
 }
 
 /// Runs commands of `ip` in the thread's namespace.
-pub(super) fn ip_batch(lines: &str) {
+fn ip_batch(lines: &str) {
     let mut ip = Command::new("ip")
         .args(["-batch", "-"])
         .stdin(Stdio::piped())

@@ -22,9 +22,10 @@ use proxy_common::abi::{self, Config, NodeAddr, Role};
 use super::build::Packet;
 use super::kernel::Meta;
 use super::maps::{FromIp as _, Maps};
-use super::netns::{self, NetNs};
+use super::netns::NetNs;
 use super::programs::Programs;
 use super::ran::{Hook, Ran};
+use super::reuse::{self, Loaded};
 use super::service::Service;
 use super::world::{self, BRIDGE, Device, LOOPBACK, NODE_NAME, POD1, POD2, PORT1, PORT2, UPLINK};
 
@@ -71,15 +72,15 @@ impl Default for Settings {
 
 /// A node.
 pub struct Node {
-    // Before the namespace: fields drop in order, and nothing may outlive it.
-    dataplane: BpfDataplane,
-    programs: Programs,
+    // Before the namespace: fields drop in order, and nothing may outlive it. `None` once it is given back.
+    kernel: Option<(BpfDataplane, Programs)>,
     /// The loaded maps.
     pub maps: Maps,
+    reusable: bool,
     index: Index,
     ledger: Ledger,
     now: Duration,
-    _netns: NetNs,
+    netns: NetNs,
 }
 
 impl Node {
@@ -91,18 +92,31 @@ impl Node {
     /// The same with settings.
     pub fn start_with(settings: Settings) -> Self {
         let netns = NetNs::enter();
-        let mut ebpf = load_object(settings);
-        let mut dataplane = open_dataplane(&ebpf);
+        let default = Settings::default();
+        let reusable = (settings.flows, settings.half_open) == (default.flows, default.half_open);
+        let idle = if reusable { reuse::take() } else { None };
+        Self::on(idle.unwrap_or_else(|| load_object(settings)), settings, reusable, netns)
+    }
+
+    /// A new node on the same loaded object, emptied.
+    pub fn start_again(mut self) -> Self {
+        let loaded = self.take_loaded();
+        loaded.empty().expect("the maps can be emptied");
+        // One namespace of the thread after the other.
+        drop(self);
+        Self::on(loaded, Settings::default(), false, NetNs::enter())
+    }
+
+    fn on(loaded: Loaded, settings: Settings, reusable: bool, netns: NetNs) -> Self {
+        let Loaded { mut dataplane, programs, mut maps } = loaded;
         let snapshot = dataplane.dump().expect("new maps can be read");
         let now = Duration::from_secs(1000);
         let ledger = Ledger::restore(&snapshot, now);
-        let names: Vec<String> = ebpf.maps().map(|(name, _)| name.to_owned()).collect();
-        let mut maps = Maps::new(names.into_iter().filter_map(|name| Some((name.clone(), ebpf.take_map(&name)?))));
-        let programs = Programs::new(ebpf, maps.take_programs());
         configure(&mut maps, settings);
         describe_devices(&mut maps);
         let index = Index::default();
-        let mut node = Self { dataplane, programs, maps, index, ledger, now, _netns: netns };
+        let kernel = Some((dataplane, programs));
+        let mut node = Self { kernel, maps, reusable, index, ledger, now, netns };
         for kind in [Kind::Service, Kind::EndpointSlice] {
             node.event(Event::Init(kind));
             node.event(Event::InitDone(kind));
@@ -145,6 +159,24 @@ impl Node {
         }
     }
 
+    /// What the maps hold: every element of every map that can change.
+    pub fn contents(&self) -> BTreeMap<String, reuse::Elements> {
+        reuse::contents(&self.maps).expect("the maps can be read")
+    }
+
+    fn take_loaded(&mut self) -> Loaded {
+        let (dataplane, programs) = self.kernel.take().expect("it is given back once");
+        Loaded { dataplane, programs, maps: std::mem::take(&mut self.maps) }
+    }
+
+    fn kernel(&mut self) -> &mut (BpfDataplane, Programs) {
+        self.kernel.as_mut().expect(NOT_GIVEN_BACK)
+    }
+
+    fn programs(&self) -> &Programs {
+        &self.kernel.as_ref().expect(NOT_GIVEN_BACK).1
+    }
+
     fn event(&mut self, event: Event) {
         let changed = self.index.apply(event);
         for name in changed.services {
@@ -163,7 +195,7 @@ impl Node {
     fn carry_out(&mut self, change: &Change, desired: Option<&plan::Desired>) {
         let mut write = |ops: &[proxy_agent::dataplane::MapOp]| {
             for op in ops {
-                self.dataplane.write(op).unwrap_or_else(|e| panic!("{op:?}: {e}"));
+                self.kernel().0.write(op).unwrap_or_else(|e| panic!("{op:?}: {e}"));
                 self.ledger.record(op);
             }
         };
@@ -183,7 +215,7 @@ impl Node {
             protocol,
             family,
         };
-        let names = self.dataplane.dump().expect("the maps can be read").names;
+        let names = self.kernel().0.dump().expect("the maps can be read").names;
         let found = names.iter().find(|(_, key)| **key == wanted);
         *found.unwrap_or_else(|| panic!("no port {wanted:?} in {names:?}")).0
     }
@@ -196,12 +228,12 @@ impl Node {
 
     /// Loads every program, whether or not a packet needs it.
     pub fn load_all(&self) {
-        self.programs.load_all();
+        self.programs().load_all();
     }
 
     /// Runs commands of `ip` on the node.
     pub fn ip(&self, lines: &str) {
-        netns::ip_batch(lines);
+        self.netns.ip(lines);
     }
 
     /// A packet arrives at a device.
@@ -253,8 +285,19 @@ impl Node {
 
     fn run(&self, hook: Hook, what: String, frame: &[u8], meta: Meta) -> Ran<'_> {
         let before = self.maps.counters();
-        let left = self.programs.entry(hook, frame).run(frame, meta);
+        let left = self.programs().entry(hook, frame).run(frame, meta);
         Ran::new(self, hook, what, frame.to_vec(), meta, left, &before)
+    }
+}
+
+const NOT_GIVEN_BACK: &str = "the node is in use";
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // A test that fails may have left anything.
+        if self.reusable && self.kernel.is_some() && !std::thread::panicking() {
+            reuse::give_back(self.take_loaded());
+        }
     }
 }
 
@@ -262,7 +305,7 @@ fn entering(device: Device) -> Meta {
     Meta { ifindex: device.ifindex, ingress_ifindex: device.ifindex, ..Meta::default() }
 }
 
-fn load_object(settings: Settings) -> Ebpf {
+fn load_object(settings: Settings) -> Loaded {
     let mut loader = EbpfLoader::new();
     for map in ["PORTS", "PORT_STATS", "NAMES", "SLOTS_V4", "SLOTS_V6", "LIVE"] {
         loader.map_max_entries(map, 256);
@@ -273,7 +316,13 @@ fn load_object(settings: Settings) -> Ebpf {
     // Only objects that have faults to choose from have the global.
     let fault = std::env::var(FAULT_VARIABLE).map_or(0, |name| proxy_common::mutant::id(&name));
     loader.override_global("MUTANT", &fault, false);
-    loader.load(&OBJECT).unwrap_or_else(|e| panic!("cannot load the object (the packet tier needs root): {e}"))
+    let mut ebpf =
+        loader.load(&OBJECT).unwrap_or_else(|e| panic!("cannot load the object (the packet tier needs root): {e}"));
+    let dataplane = open_dataplane(&ebpf);
+    let names: Vec<String> = ebpf.maps().map(|(name, _)| name.to_owned()).collect();
+    let mut maps = Maps::new(names.into_iter().filter_map(|name| Some((name.clone(), ebpf.take_map(&name)?))));
+    let programs = Programs::new(ebpf, maps.take_programs());
+    Loaded { dataplane, programs, maps }
 }
 
 /// Pins for a moment.

@@ -12,6 +12,7 @@ wires! {
     a_pair_that_fits_only_by_half_is_not_kept,
     a_slot_that_changed_hands_is_not_used,
     a_port_counts_its_new_flows_and_refused_packets,
+    a_node_on_used_programs_is_as_a_new_one,
 }
 
 /// A flow that would be confirmed if there were room.
@@ -73,6 +74,17 @@ fn a_port_counts_its_new_flows_and_refused_packets(wire: Wire) {
     let refused = talk.on_port(40_001);
     assert_eq!(node.arrives(POD1, &refused.opening()).counted(), [Outcome::RejectNoEndpoint]);
     assert_eq!(node.maps.port_stats(port_id), (1, 1));
+}
+
+fn a_node_on_used_programs_is_as_a_new_one(wire: Wire) {
+    // Sizes of its own: nobody has used this one.
+    let new = Node::start_with(Settings { flows: 1025, ..Settings::default() }).contents();
+    let (mut used, talk) = to_remote(wire);
+    talk.is_opened(&used);
+    used.apply(&web(wire));
+    assert_eq!(used.arrives(POD1, &talk.on_port(40_001).opening()).counted(), [Outcome::RejectNoEndpoint]);
+    assert_ne!(used.contents(), new);
+    assert!(used.start_again().contents() == new, "something is left");
 }
 
 #[test]

@@ -151,6 +151,11 @@ impl Node {
         }
     }
 
+    /// What the planner says of a Service in namespace `default`.
+    pub fn plan(&self, service: &str) -> plan::Desired {
+        plan::desired(&self.index, &ObjectName::new("default", service), true)
+    }
+
     /// So much time passes that no flow is half open under an earlier run any more.
     pub fn come_to_rest(&mut self) {
         self.now += QUIET + Duration::from_secs(1);

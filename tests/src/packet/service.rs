@@ -130,6 +130,12 @@ impl Service {
         self.endpoint(addr, NODE_NAME, "ready: false, serving: true, terminating: true")
     }
 
+    /// With an endpoint on this node or another one, in this condition.
+    #[must_use]
+    pub fn endpoint_that_is(self, addr: IpAddr, here: bool, conditions: &'static str) -> Self {
+        self.endpoint(addr, if here { NODE_NAME } else { OTHER_NODE }, conditions)
+    }
+
     fn endpoint(mut self, addr: IpAddr, node: &'static str, conditions: &'static str) -> Self {
         self.endpoints.push(Endpoint { addr, node, conditions });
         self

@@ -71,6 +71,8 @@ mod node;
 #[cfg(test)]
 mod outcomes;
 #[cfg(test)]
+mod plan;
+#[cfg(test)]
 mod policy;
 #[cfg(test)]
 mod properties;

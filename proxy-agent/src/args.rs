@@ -183,6 +183,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = Settings::REJECT_PER_SEC, help_heading = "Limits")]
     pub rejects_per_second: u32,
     /// Load this eBPF object in place of the built-in one; its maps must have the same layouts
+    ///
+    /// Devices whose packets have no Ethernet header keep the built-in programs.
     #[arg(long, value_name = "FILE", help_heading = "Development")]
     pub ebpf_object: Option<PathBuf>,
     /// Log filter: a level, or MODULE=LEVEL separated by commas

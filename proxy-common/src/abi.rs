@@ -57,16 +57,16 @@ pub mod sizes {
     pub const PROGRAMS: u32 = 16;
 }
 
-/// Slots of `PROGRAMS`, the pinned tail-call array that the stubs jump through.
+/// Slots of `PROGRAMS` and of `PROGRAMS_FLAT`, the pinned tail-call arrays that the stubs jump through.
 pub mod program {
-    /// tc ingress of devices with an Ethernet header.
+    /// tc ingress, of `PROGRAMS`.
     pub const INGRESS: u32 = 0;
-    /// tc egress of devices with an Ethernet header.
+    /// tc egress, of `PROGRAMS`.
     pub const EGRESS: u32 = 1;
-    /// tc ingress of devices that start at the IP header; empty until such devices are served.
-    pub const INGRESS_L3: u32 = 2;
-    /// tc egress of devices that start at the IP header; empty until such devices are served.
-    pub const EGRESS_L3: u32 = 3;
+    /// tc ingress, of `PROGRAMS_FLAT`.
+    pub const INGRESS_FLAT: u32 = 2;
+    /// tc egress, of `PROGRAMS_FLAT`.
+    pub const EGRESS_FLAT: u32 = 3;
     /// An IPv4 packet on its way in with an address that may be ours.
     pub const INGRESS_V4: u32 = 4;
     /// The same of IPv6.
@@ -84,19 +84,27 @@ pub mod program {
     /// The same of IPv6.
     pub const ICMP_V6: u32 = 11;
 
-    /// Names and slots, in the order in which a new build is switched in: what is jumped to before what jumps.
-    pub const ALL: [(&str, u32); 10] = [
-        ("icmp_v4", ICMP_V4),
-        ("icmp_v6", ICMP_V6),
-        ("masquerade_v4", MASQUERADE_V4),
-        ("masquerade_v6", MASQUERADE_V6),
-        ("ingress_v4", INGRESS_V4),
-        ("ingress_v6", INGRESS_V6),
-        ("egress_v4", EGRESS_V4),
-        ("egress_v6", EGRESS_V6),
-        ("ingress", INGRESS),
-        ("egress", EGRESS),
-    ];
+    /// Names and slots of `PROGRAMS`, in the order in which a new build is switched in: what is jumped to before what
+    /// jumps.
+    pub const ALL: [(&str, u32); 10] = all(INGRESS, EGRESS);
+
+    /// The same of `PROGRAMS_FLAT`.
+    pub const ALL_FLAT: [(&str, u32); 10] = all(INGRESS_FLAT, EGRESS_FLAT);
+
+    const fn all(ingress: u32, egress: u32) -> [(&'static str, u32); 10] {
+        [
+            ("icmp_v4", ICMP_V4),
+            ("icmp_v6", ICMP_V6),
+            ("masquerade_v4", MASQUERADE_V4),
+            ("masquerade_v6", MASQUERADE_V6),
+            ("ingress_v4", INGRESS_V4),
+            ("ingress_v6", INGRESS_V6),
+            ("egress_v4", EGRESS_V4),
+            ("egress_v6", EGRESS_V6),
+            ("ingress", ingress),
+            ("egress", egress),
+        ]
+    }
 }
 
 /// What `ingress` tells `egress` in `skb->tc_index`. Ingress always overwrites it; it survives forwarding and

@@ -1,6 +1,9 @@
 //! Fairlead's eBPF programs: attach points only. A packet's path is `pipeline.rs`, top to bottom.
 //!
 //! Links hold the stubs; what they run is a slot of `PROGRAMS`, so a new build is switched in with a few stores.
+//!
+//! With the feature `flat` the same sources make the programs of devices whose packets begin with the IP header: what
+//! differs is a constant (`ctx/tc.rs`) and the map of programs, `PROGRAMS_FLAT`.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
@@ -15,20 +18,25 @@ mod programs {
     use proxy_common::abi::program;
     use proxy_common::{V4, V6};
 
+    use crate::ctx::tc::FLAT;
     use crate::maps::jump;
     use crate::{hook, pipeline};
+
+    // Slots of their own: a link that holds a stub of the other object is told by it.
+    const INGRESS: u32 = if FLAT { program::INGRESS_FLAT } else { program::INGRESS };
+    const EGRESS: u32 = if FLAT { program::EGRESS_FLAT } else { program::EGRESS };
 
     /// What tc ingress of a device runs: a jump to the current [`ingress`].
     #[classifier]
     pub(crate) fn ingress_stub(ctx: TcContext) -> i32 {
-        jump!(ctx, program::INGRESS);
+        jump!(ctx, INGRESS);
         hook::NEXT
     }
 
     /// What tc egress of a device runs: a jump to the current [`egress`].
     #[classifier]
     pub(crate) fn egress_stub(ctx: TcContext) -> i32 {
-        jump!(ctx, program::EGRESS);
+        jump!(ctx, EGRESS);
         hook::NEXT
     }
 

@@ -102,8 +102,13 @@ static REJECTS: PerCpuArray<RejectBucket, 1> = PerCpuArray::new();
 static CLOCK: Array<u64, 1> = Array::new();
 #[btf_map]
 static CURSORS: Array<u32, { CURSOR_COUNT as usize }> = Array::new();
+#[cfg(not(feature = "flat"))]
 #[btf_map]
 static PROGRAMS: ProgramArray<{ sizes::PROGRAMS as usize }> = ProgramArray::new();
+// All other maps are common to both objects: a flow that began on a device of one kind goes on over one of the other.
+#[cfg(feature = "flat")]
+#[btf_map]
+static PROGRAMS_FLAT: ProgramArray<{ sizes::PROGRAMS as usize }> = ProgramArray::new();
 // Written and read by the agent alone; it stands here so that the object carries its BTF for bpftool.
 #[btf_map]
 static NAMES: HashMap<u32, Name, { sizes::PORTS as usize }, SPARSE> = HashMap::new();
@@ -260,7 +265,7 @@ pub(crate) fn forget_new<F: Maps>(key: &FlowKey<F>) {
     if F::new_flows().remove(key).is_err() {}
 }
 
-/// Jumps to a slot of `PROGRAMS`; comes back only if the slot is empty.
+/// Jumps to a slot of [`programs`]; comes back only if the slot is empty.
 ///
 /// Each slot has an instruction of its own: calls that differ in the slot alone are merged by LLVM, and one whose slot is
 /// not a constant costs the kernel's bounds checks and an indirect jump, through a retpoline where the CPU needs those.
@@ -284,10 +289,14 @@ macro_rules! jump {
 }
 pub(crate) use jump;
 
-/// `PROGRAMS`, as `bpf_tail_call` takes it.
+/// The programs of this object, as `bpf_tail_call` takes them.
 #[inline(always)]
 pub(crate) fn programs() -> *const core::ffi::c_void {
-    (&raw const PROGRAMS).cast()
+    #[cfg(not(feature = "flat"))]
+    let programs = &raw const PROGRAMS;
+    #[cfg(feature = "flat")]
+    let programs = &raw const PROGRAMS_FLAT;
+    programs.cast()
 }
 
 /// What the filter says of an address: bits of [`filter`].

@@ -1,12 +1,12 @@
 //! The inventory of the built eBPF object: programs and maps with their shapes. A change shows up as a difference of
 //! `tests/golden/object.txt`, to be reviewed beside `ABI_VERSION`. `FAIRLEAD_BLESS=1` writes the file anew.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
 
 use aya_obj::{EbpfSectionKind, Object};
-use proxy_agent::dataplane::load::{self, OBJECT, Shape};
+use proxy_agent::dataplane::load::{self, FLAT_OBJECT, OBJECT, Shape};
 use proxy_common::{ABI_VERSION, Outcome, abi};
 
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/golden/object.txt");
@@ -122,9 +122,20 @@ fn names_survive_the_kernel() {
     }
 }
 
+/// Flows that began on a device of one kind go on over one of the other.
+#[test]
+fn the_objects_differ_in_their_arrays_of_programs_alone() {
+    let [mut maps, mut flat] = [OBJECT, FLAT_OBJECT].map(|object| load::shapes_of(object).unwrap());
+    assert_eq!(maps.remove("PROGRAMS").unwrap(), flat.remove("PROGRAMS_FLAT").unwrap());
+    assert_eq!(maps, flat);
+    let [programs, flat] = [OBJECT, FLAT_OBJECT].map(|object| Object::parse(object).unwrap().programs);
+    assert!(programs.keys().collect::<BTreeSet<_>>() == flat.keys().collect());
+}
+
 /// Faults are for `mutants.rs` alone: neither agent nor programs have one to choose from.
 #[test]
 fn nothing_that_is_shipped_has_mutants() {
     const { assert!(!proxy_agent::mutants::AVAILABLE) };
-    assert!(!OBJECT.windows(7).any(|bytes| bytes == b"MUTANT\0"), "the object has the global that chooses a fault");
+    let chooses = |object: &[u8]| object.windows(7).any(|bytes| bytes == b"MUTANT\0");
+    assert!(!chooses(OBJECT) && !chooses(FLAT_OBJECT), "an object has the global that chooses a fault");
 }

@@ -71,6 +71,9 @@ pub(super) fn main(args: CheckArgs) -> anyhow::Result<ExitCode> {
     }
     bpffs(&mut report, &pins);
     let devices = devices(&mut report);
+    if sys::is_root() && devices.as_ref().is_some_and(|found| found.devices.values().any(|d| d.flat && d.programs)) {
+        verifier(&mut report, load::FLAT_OBJECT, "the programs of devices without an Ethernet header");
+    }
     sysctl::check(&mut report, &pins, devices.as_ref());
     let ipv6 = probe::has_ipv6();
     let memory = memory::table(&load::sized_shapes(&sizes, ipv6)?);
@@ -121,9 +124,13 @@ fn programs(report: &mut Report) {
     };
     feature(features.tcx, "tcx links (Linux 6.6)", "programs are attached as clsact filters");
     feature(features.fib_source, "BPF_FIB_LOOKUP_SRC (6.7)", "preferred sources come from the map of devices");
-    match load::verify() {
-        Ok(()) => report.add(Weight::Ok, "the verifier accepts the programs"),
-        Err(error) => report.add(Weight::Missing, format!("the programs do not load: {error}")),
+    verifier(report, load::OBJECT, "the programs");
+}
+
+fn verifier(report: &mut Report, object: &[u8], which: &str) {
+    match load::verify(object) {
+        Ok(()) => report.add(Weight::Ok, format!("the verifier accepts {which}")),
+        Err(error) => report.add(Weight::Missing, format!("{which} do not load: {error}")),
     }
 }
 
@@ -188,7 +195,7 @@ fn device_table(devices: &Desired) -> String {
         .map(|(index, d)| {
             (*index, d.name.clone(), role_name(Some(d.role)), if d.programs { "yes" } else { "its ports'" })
         })
-        .chain(devices.skipped.iter().map(|(index, (name, reason))| (*index, name.clone(), "none", *reason)))
+        .chain(devices.skipped.iter().map(|(index, (name, reason))| (*index, name.clone(), "none", &**reason)))
         .collect();
     rows.sort();
     for (_, name, role, programs) in rows {

@@ -156,6 +156,8 @@ pub struct Target<'a> {
     pub ifindex: u32,
     /// Name.
     pub name: &'a str,
+    /// Packets begin with the IP header.
+    pub flat: bool,
     /// A foreign clsact filter stands at egress.
     pub foreign_egress: bool,
 }
@@ -216,7 +218,7 @@ impl Attacher {
     }
 
     fn attach_tcx(&mut self, target: Target<'_>, hook: Hook) -> Result<(), Cause> {
-        let stub = self.programs.stub(hook.stub())?;
+        let stub = self.programs.stub(hook.stub(), target.flat)?;
         let pin = self.links.path(target.ifindex, hook);
         if let Some(link) = sys::open_pin(&pin)? {
             match sys::tcx_link(link.as_fd())? {
@@ -248,7 +250,7 @@ impl Attacher {
             Err(TcError::NetlinkError(e)) if e.raw_os_error() == Some(libc::EEXIST) => {}
             Err(error) => return Err(error.into()),
         }
-        let stub = self.programs.stub(hook.stub())?;
+        let stub = self.programs.stub(hook.stub(), target.flat)?;
         let options = || NlOptions { priority: hook.priority(), handle: HANDLE, classid: None };
         let attached = stub.attach_with_options(target.name, hook.attach_type(), TcAttachOptions::Netlink(options()));
         let id = match attached {

@@ -1,7 +1,10 @@
-//! Loads the object: maps sized and pinned, or taken over after a comparison; programs loaded and switched in.
+//! Loads the objects: maps sized and pinned, or taken over after a comparison; programs loaded and switched in.
+//!
+//! One is for devices with an Ethernet header and is loaded at once. The other one, for those without, waits for the first
+//! of them: most nodes have none, and the verifier takes its time. Both work on the same maps.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
@@ -22,6 +25,8 @@ use crate::config::Sizes;
 
 /// The eBPF object that belongs to this agent.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FAIRLEAD_EBPF_OBJECT"));
+/// The same programs for packets that begin with the IP header.
+pub static FLAT_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FAIRLEAD_EBPF_OBJECT_FLAT"));
 
 // The object is for this byte order, and so are words that are stored through `mmap`. All else of a layout is the same on
 // every processor: fields of stated sizes without a hole between them (`abi_struct!`).
@@ -102,6 +107,9 @@ pub enum LoadError {
     /// The object lacks something.
     #[error("the eBPF object has no {0}")]
     Missing(&'static str),
+    /// The programs for devices without Ethernet did not load when they were needed first.
+    #[error("{0}")]
+    Flat(String),
 }
 
 /// What a map looks like.
@@ -132,7 +140,8 @@ pub fn shapes() -> Result<BTreeMap<String, Shape>, aya_obj::ParseError> {
     shapes_of(OBJECT)
 }
 
-fn shapes_of(object: &[u8]) -> Result<BTreeMap<String, Shape>, aya_obj::ParseError> {
+/// The maps of an object with their default sizes.
+pub fn shapes_of(object: &[u8]) -> Result<BTreeMap<String, Shape>, aya_obj::ParseError> {
     let object = Object::parse(object)?;
     let maps = object.maps.iter().filter(|(_, map)| map.section_kind() == EbpfSectionKind::BtfMaps);
     Ok(maps
@@ -209,25 +218,85 @@ pub struct Options<'a> {
     pub rejects_per_sec: u32,
 }
 
+/// One of the two objects, and what it is called among the pins.
+struct Set {
+    /// Where its programs stand.
+    programs: &'static str,
+    slots: [(&'static str, u32); 10],
+    /// Begins the names of its pins.
+    prefix: &'static str,
+}
+
+const ETHERNET: Set = Set { programs: "PROGRAMS", slots: program::ALL, prefix: "" };
+const FLAT: Set = Set { programs: "PROGRAMS_FLAT", slots: program::ALL_FLAT, prefix: "flat_" };
+
+type Stubs = [(&'static str, SchedClassifier); 2];
+
 /// What is left to do with the loaded programs. All else is the kernel's: the slots of `PROGRAMS` hold them, and what
 /// they were loaded from is megabytes.
 #[derive(Debug)]
 pub struct Programs {
-    stubs: [(&'static str, SchedClassifier); 2],
+    stubs: Stubs,
+    flat: Flat,
+}
+
+/// The programs of devices without Ethernet, and what loads them.
+#[derive(Debug)]
+struct Flat {
+    pins: PinRoot,
+    sizes: Sizes,
+    ipv6: bool,
+    /// Once they are needed; or why they cannot be had, which another attempt would not change.
+    stubs: Option<Result<Stubs, String>>,
+}
+
+impl Flat {
+    fn stubs(&mut self) -> Result<&mut Stubs, LoadError> {
+        let Self { pins, sizes, ipv6, stubs } = self;
+        let stubs = stubs.get_or_insert_with(|| {
+            let began = std::time::Instant::now();
+            let loaded =
+                load_flat(pins, sizes, *ipv6).map_err(|error| format!("the programs for it do not load: {error}"));
+            if loaded.is_ok() {
+                let took_ms = began.elapsed().as_millis() as u64;
+                tracing::info!(took_ms, "programs loaded for devices without an Ethernet header");
+            }
+            loaded
+        });
+        stubs.as_mut().map_err(|why| LoadError::Flat(why.clone()))
+    }
+}
+
+fn load_flat(pins: &PinRoot, sizes: &Sizes, ipv6: bool) -> Result<Stubs, LoadError> {
+    let shapes = sized(shapes_of(FLAT_OBJECT)?, sizes, ipv6);
+    check_pinned(pins, &shapes)?;
+    let mut ebpf = create_maps(FLAT_OBJECT, &shapes, pins)?;
+    load_programs(&mut ebpf)?;
+    switch(&mut ebpf, &FLAT, pins)?;
+    stubs(&FLAT, pins)
+}
+
+/// The pinned stubs.
+fn stubs(set: &Set, pins: &PinRoot) -> Result<Stubs, LoadError> {
+    let stub = |name| {
+        let stub = SchedClassifier::from_pin(set.pin(pins, name));
+        stub.map(|stub| (name, stub)).map_err(|source| LoadError::Program { program: name, source })
+    };
+    Ok([stub(INGRESS_STUB)?, stub(EGRESS_STUB)?])
+}
+
+impl Set {
+    fn pin(&self, pins: &PinRoot, program: &str) -> PathBuf {
+        pins.programs().join(format!("{}{program}", self.prefix))
+    }
 }
 
 impl Programs {
-    fn of(pins: &PinRoot) -> Result<Self, LoadError> {
-        let stub = |name| {
-            let stub = SchedClassifier::from_pin(pins.programs().join(name));
-            stub.map(|stub| (name, stub)).map_err(|source| LoadError::Program { program: name, source })
-        };
-        Ok(Self { stubs: [stub(INGRESS_STUB)?, stub(EGRESS_STUB)?] })
-    }
-
-    /// The stub that is attached under this name, [`INGRESS_STUB`] or [`EGRESS_STUB`].
-    pub fn stub(&mut self, name: &'static str) -> Result<&mut SchedClassifier, LoadError> {
-        let stub = self.stubs.iter_mut().find(|(stub, _)| *stub == name);
+    /// The stub that is attached under this name, [`INGRESS_STUB`] or [`EGRESS_STUB`]. The first of a `flat` device loads
+    /// its programs.
+    pub fn stub(&mut self, name: &'static str, flat: bool) -> Result<&mut SchedClassifier, LoadError> {
+        let stubs = if flat { self.flat.stubs()? } else { &mut self.stubs };
+        let stub = stubs.iter_mut().find(|(stub, _)| *stub == name);
         stub.map(|(_, program)| program).ok_or(LoadError::Missing(name))
     }
 }
@@ -246,32 +315,36 @@ pub fn load(options: &Options<'_>) -> Result<Programs, LoadError> {
     if let Some(shape) = shapes.get("NAMES") {
         names::make(options.pins, shape).map_err(|source| LoadError::System { op: "make the map NAMES", source })?;
     }
-    let mut loader = EbpfLoader::new();
-    for (name, shape) in &shapes {
-        loader.map_max_entries(name, shape.max_entries);
-        if is_pinned(name) {
-            loader.map_pin_path(name, options.pins.map(name));
-        }
-    }
-    let mut ebpf = loader.load(options.object).map_err(LoadError::Maps)?;
+    let mut ebpf = create_maps(options.object, &shapes, options.pins)?;
     configure(&mut ebpf, options)?;
     // All are verified before the first is switched in.
     load_programs(&mut ebpf)?;
-    for name in names() {
-        pin_program(&mut ebpf, name, options.pins)?;
-    }
-    switch(&mut ebpf)?;
-    Programs::of(options.pins)
+    switch(&mut ebpf, &ETHERNET, options.pins)?;
+    let flat = Flat { pins: options.pins.clone(), sizes: options.sizes.clone(), ipv6: options.ipv6, stubs: None };
+    Ok(Programs { stubs: stubs(&ETHERNET, options.pins)?, flat })
 }
 
-/// Loads the programs with the smallest maps and lets go of them at once: does this kernel's verifier accept them?
-pub fn verify() -> Result<(), LoadError> {
-    let shapes = shapes()?;
+/// Creates the maps, or takes over those that are pinned.
+fn create_maps(object: &[u8], shapes: &BTreeMap<String, Shape>, pins: &PinRoot) -> Result<Ebpf, LoadError> {
+    let mut loader = EbpfLoader::new();
+    for (name, shape) in shapes {
+        loader.map_max_entries(name, shape.max_entries);
+        if is_pinned(name) {
+            loader.map_pin_path(name, pins.map(name));
+        }
+    }
+    loader.load(object).map_err(LoadError::Maps)
+}
+
+/// Loads the programs of an object with the smallest maps and lets go of them at once: does this kernel's verifier accept
+/// them?
+pub fn verify(object: &[u8]) -> Result<(), LoadError> {
+    let shapes = shapes_of(object)?;
     let mut loader = EbpfLoader::new();
     for name in shapes.keys().filter(|name| TINY.entries(name, false).is_some()) {
         loader.map_max_entries(name, 1);
     }
-    load_programs(&mut loader.load(OBJECT).map_err(LoadError::Maps)?)
+    load_programs(&mut loader.load(object).map_err(LoadError::Maps)?)
 }
 
 /// Every program.
@@ -418,12 +491,15 @@ fn configure(ebpf: &mut Ebpf, options: &Options<'_>) -> Result<(), LoadError> {
     config.set(0, settings, 0).map_err(failed)
 }
 
-/// Puts the programs into their slots: each packet runs through the old or the new one.
-fn switch(ebpf: &mut Ebpf) -> Result<(), LoadError> {
-    let failed = |source| LoadError::Map { map: "PROGRAMS", source };
-    let map = ebpf.take_map("PROGRAMS").ok_or(LoadError::Missing("map PROGRAMS"))?;
+/// Pins the programs and puts them into their slots: each packet runs through the old or the new one.
+fn switch(ebpf: &mut Ebpf, set: &Set, pins: &PinRoot) -> Result<(), LoadError> {
+    for name in names() {
+        pin_program(ebpf, name, set.pin(pins, name))?;
+    }
+    let failed = |source| LoadError::Map { map: set.programs, source };
+    let map = ebpf.take_map(set.programs).ok_or(LoadError::Missing(set.programs))?;
     let mut programs: ProgramArray<_> = map.try_into().map_err(failed)?;
-    for (name, slot) in program::ALL {
+    for (name, slot) in set.slots {
         let program = classifier(ebpf, name)?;
         let fd = program.fd().map_err(|source| LoadError::Program { program: name, source })?;
         programs.set(slot, fd, 0).map_err(failed)?;
@@ -438,9 +514,8 @@ fn classifier<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Sche
 
 /// Pins a program under its name in place of its predecessor. The pin is for `bpftool`: links and the slots of
 /// `PROGRAMS` keep programs alive.
-fn pin_program(ebpf: &mut Ebpf, name: &'static str, pins: &PinRoot) -> Result<(), LoadError> {
+fn pin_program(ebpf: &mut Ebpf, name: &'static str, path: PathBuf) -> Result<(), LoadError> {
     let program = classifier(ebpf, name)?;
-    let path = pins.programs().join(name);
     match std::fs::remove_file(&path) {
         Ok(()) => {}
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}

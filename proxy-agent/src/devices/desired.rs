@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use proxy_common::abi::{self, NodeAddr, Role};
 
-use super::inventory::{Device, Inventory, MAIN_TABLE};
-use super::role::{Decision, decide};
+use super::inventory::{Device, Framing, Inventory, MAIN_TABLE};
+use super::role::{Why, decide};
 use super::select::Selection;
 use crate::config::{LocalDevices, NodePortAddresses};
 
@@ -21,6 +21,10 @@ pub struct Served {
     pub entry: abi::Device,
     /// The role in `entry`.
     pub role: Role,
+    /// The rule that gave it.
+    pub why: Why,
+    /// Packets begin with the IP header.
+    pub flat: bool,
     /// Whether programs are attached here.
     pub programs: bool,
     /// A foreign clsact filter stands at egress: ours must stand behind it.
@@ -35,7 +39,7 @@ pub struct Desired {
     /// The node's addresses, with the bits of [`NodeAddr`].
     pub addresses: BTreeMap<IpAddr, u32>,
     /// Devices left alone, with the reason.
-    pub skipped: BTreeMap<u32, (String, &'static str)>,
+    pub skipped: BTreeMap<u32, (String, Why)>,
 }
 
 /// What the flags say.
@@ -54,18 +58,21 @@ pub fn desired(inventory: &Inventory, wishes: &Wishes) -> Desired {
     let primary = primary_addresses(inventory);
     let mut desired = Desired::default();
     for device in inventory.devices() {
-        match decide(inventory, device, &wishes.selection) {
-            Decision::Skip(reason) => {
-                desired.skipped.insert(device.link.index, (device.link.name.clone(), reason));
+        let decision = decide(inventory, device, &wishes.selection);
+        match decision.role {
+            None => {
+                desired.skipped.insert(device.link.index, (device.link.name.clone(), decision.why));
             }
-            decision @ Decision::Serve(role) => {
+            Some(role) => {
                 let served = Served {
                     name: device.link.name.clone(),
                     epoch: device.epoch,
                     entry: entry(inventory, device, role, wishes),
                     role,
+                    flat: device.link.framing == Framing::Flat,
                     programs: decision.carries_programs(),
                     foreign_egress: device.foreign_egress,
+                    why: decision.why,
                 };
                 desired.devices.insert(device.link.index, served);
             }
@@ -177,12 +184,15 @@ pub fn steps(now: &Desired, next: &Desired) -> Vec<Step> {
             _ => steps.push(Step::Forget(*index)),
         }
     }
-    for (index, new) in &next.devices {
+    // Those without Ethernet last: the first of them waits for programs of their kind.
+    let (flat, ethernet): (Vec<_>, Vec<_>) = next.devices.iter().partition(|(_, new)| new.flat);
+    for (index, new) in ethernet.into_iter().chain(flat) {
         let old = now.devices.get(index).filter(|old| old.epoch == new.epoch);
         if old.is_none_or(|old| old.entry != new.entry) {
             steps.push(Step::Describe(*index));
         }
-        let placed = old.is_some_and(|old| old.programs && old.foreign_egress == new.foreign_egress);
+        let placed =
+            old.is_some_and(|old| old.programs && old.foreign_egress == new.foreign_egress && old.flat == new.flat);
         if new.programs && !placed {
             steps.push(Step::Attach(*index));
         }

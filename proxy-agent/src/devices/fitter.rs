@@ -164,7 +164,7 @@ impl Fitter {
         }
         for (index, (name, reason)) in &next.skipped {
             if self.now.skipped.get(index).is_none_or(|(_, known)| known != reason) {
-                tracing::info!(device = %name, ifindex = index, reason, "device left alone");
+                tracing::info!(device = %name, ifindex = index, %reason, "device left alone");
             }
         }
         self.now.skipped.clone_from(&next.skipped);
@@ -242,6 +242,7 @@ impl Fitter {
                 let now = self.now.devices.entry(index).or_insert_with(|| Served { programs: false, ..next.clone() });
                 now.entry = next.entry;
                 now.role = next.role;
+                now.why.clone_from(&next.why);
             }
             Err(error) if is_full(&error) => {
                 tracing::error!(device = %next.name, "DEVICES is full; give --max-devices a larger number and restart");
@@ -253,7 +254,8 @@ impl Fitter {
     fn attach(&mut self, index: u32, next: &Served) {
         // Its entry did not fit: without one the programs could not serve it.
         let Some(now) = self.now.devices.get_mut(&index) else { return };
-        let target = Target { ifindex: index, name: &next.name, foreign_egress: next.foreign_egress };
+        let Served { name, flat, foreign_egress, .. } = next;
+        let target = Target { ifindex: index, name, flat: *flat, foreign_egress: *foreign_egress };
         let began = std::time::Instant::now();
         if let Err(error) = self.attacher.attach(target) {
             report(&error);
@@ -261,10 +263,11 @@ impl Fitter {
         }
         now.programs = true;
         now.foreign_egress = next.foreign_egress;
+        now.flat = next.flat;
         now.name.clone_from(&next.name);
         let role = select::role_name(Some(next.role));
         let took_us = began.elapsed().as_micros() as u64;
-        tracing::info!(device = %next.name, ifindex = index, role, took_us, "device served");
+        tracing::info!(device = %next.name, ifindex = index, role, why = %next.why, took_us, "device served");
         if next.foreign_egress {
             tracing::warn!(
                 device = %next.name,

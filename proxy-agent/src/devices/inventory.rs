@@ -28,6 +28,17 @@ pub enum Kind {
     Other,
 }
 
+/// What a device's packets begin with, at the hooks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// An Ethernet header.
+    Ethernet,
+    /// The IP header: tun, IPIP, SIT, GRE, WireGuard.
+    Flat,
+    /// Something else: InfiniBand, PPP, GRE without a remote end.
+    Other,
+}
+
 /// A device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
@@ -39,8 +50,8 @@ pub struct Link {
     pub kind: Kind,
     /// True for lo.
     pub loopback: bool,
-    /// True if packets start with an Ethernet header.
-    pub ethernet: bool,
+    /// What packets begin with.
+    pub framing: Framing,
     /// Hardware address, zero without one.
     pub mac: [u8; 6],
     /// ifindex of the bridge, bond or VRF it belongs to.
@@ -276,7 +287,7 @@ pub(crate) mod tests {
             name: name.to_owned(),
             kind,
             loopback: name == "lo",
-            ethernet: name != "lo",
+            framing: Framing::Ethernet,
             mac: [2, 0, 0, 0, 0, index as u8],
             master: None,
             up: true,

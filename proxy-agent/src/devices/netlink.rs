@@ -8,7 +8,9 @@ use futures::{StreamExt, TryStreamExt};
 use ipnet::IpNet;
 use rtnetlink::packet_core::{NLM_F_REPLACE, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
-use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
+use rtnetlink::packet_route::link::{
+    InfoData, InfoGre, InfoGre6, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -16,7 +18,7 @@ use rtnetlink::proto::sys::SocketAddr;
 use rtnetlink::sys::AsyncSocket;
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 
-use super::inventory::{Address, Event, Hop, Kind, Link, Route, RouteKey};
+use super::inventory::{Address, Event, Framing, Hop, Kind, Link, Route, RouteKey};
 use crate::dataplane::attach::{Hook, is_own_filter};
 
 /// A question to the kernel that failed.
@@ -214,7 +216,7 @@ fn link(message: &LinkMessage) -> Option<Link> {
         name: String::new(),
         kind: Kind::Physical,
         loopback: header.flags.contains(LinkFlags::Loopback),
-        ethernet: header.link_layer_type == LinkLayerType::Ether,
+        framing: framing(header.link_layer_type),
         mac: [0; 6],
         master: None,
         up: header.flags.contains(LinkFlags::Up),
@@ -230,11 +232,46 @@ fn link(message: &LinkMessage) -> Option<Link> {
                     _ => None,
                 });
                 link.kind = found.unwrap_or(Kind::Physical);
+                if infos.iter().any(|info| matches!(info, LinkInfo::Data(data) if is_gre_to_anybody(data))) {
+                    link.framing = Framing::Other;
+                }
             }
             _ => {}
         }
     }
     (!link.name.is_empty()).then_some(link)
+}
+
+/// As the kernel's own `dev_is_mac_header_xmit` has it, which redirects obey.
+fn framing(layer: LinkLayerType) -> Framing {
+    match layer {
+        // The packets of lo do begin with one.
+        LinkLayerType::Ether | LinkLayerType::Loopback => Framing::Ethernet,
+        LinkLayerType::None
+        | LinkLayerType::Rawip
+        | LinkLayerType::Tunnel
+        | LinkLayerType::Tunnel6
+        | LinkLayerType::Sit
+        | LinkLayerType::Ipgre
+        | LinkLayerType::Ip6gre => Framing::Flat,
+        _ => Framing::Other,
+    }
+}
+
+/// GRE whose remote end is told packet by packet: the outer header stands before each packet already at the hooks.
+fn is_gre_to_anybody(data: &InfoData) -> bool {
+    let (to, metadata) = match data {
+        InfoData::GreTun(infos) => (
+            infos.iter().any(|i| matches!(i, InfoGre::Remote(to) if !to.is_unspecified())),
+            infos.contains(&InfoGre::CollectMetadata),
+        ),
+        InfoData::GreTun6(infos) => (
+            infos.iter().any(|i| matches!(i, InfoGre6::Remote(to) if !to.is_unspecified())),
+            infos.contains(&InfoGre6::CollectMetadata),
+        ),
+        _ => return false,
+    };
+    !to && !metadata
 }
 
 fn kind(kind: &InfoKind) -> Kind {
@@ -374,7 +411,7 @@ mod tests {
             name: "veth9".to_owned(),
             kind: Kind::Veth,
             loopback: false,
-            ethernet: true,
+            framing: Framing::Ethernet,
             mac: [2, 0, 0, 0, 0, 9],
             master: Some(3),
             up: true,

@@ -1,15 +1,30 @@
 //! The tc hooks' packet: `struct __sk_buff` and its helpers. The only file that calls them.
+//!
+//! Offsets count from the first byte of an Ethernet header, also where there is none: the packets of flat devices (tun,
+//! IPIP, WireGuard) begin with the IP header, and everybody else may forget that.
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::{
     bpf_csum_diff, bpf_csum_update, bpf_fib_lookup, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_l4_csum_replace,
-    bpf_redirect, bpf_redirect_neigh, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_change_tail, bpf_skb_load_bytes,
-    bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skc_lookup_tcp,
+    bpf_redirect, bpf_redirect_neigh, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_change_head, bpf_skb_change_tail,
+    bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skc_lookup_tcp,
 };
 use proxy_common::algo::timeout;
 use proxy_common::{Address as _, Family};
 
 use super::{PacketCtx, Plain};
+use crate::packet::ETHERNET;
+
+/// True in the object for devices without an Ethernet header.
+pub const FLAT: bool = cfg!(feature = "flat");
+/// Bytes that an offset counts and the packet lacks.
+const ABSENT: u32 = if FLAT { ETHERNET } else { 0 };
+
+/// An offset into the bytes that are there.
+#[inline(always)]
+const fn there(offset: u32) -> u32 {
+    offset.wrapping_sub(ABSENT)
+}
 
 /// A helper refused.
 #[derive(Clone, Copy, Debug)]
@@ -123,8 +138,8 @@ impl Skb {
     }
 
     field! {
-        /// Length of the frame, bytes.
-        len, len
+        /// Bytes that are there.
+        bytes, len
     }
     field! {
         /// The device whose hook runs.
@@ -147,11 +162,17 @@ impl Skb {
         tc_index, tc_index
     }
 
-    /// True if the frame is addressed to the device itself.
+    /// Length of the frame, bytes.
+    #[inline(always)]
+    pub fn len(&self) -> u32 {
+        self.bytes() + ABSENT
+    }
+
+    /// True if the frame is addressed to the device itself. Without Ethernet there is nobody else to address.
     #[inline(always)]
     pub fn is_for_device(&self) -> bool {
         // SAFETY: the kernel passes a valid context.
-        unsafe { (&raw const (*self.skb).pkt_type).read_volatile() == PACKET_HOST }
+        FLAT || unsafe { (&raw const (*self.skb).pkt_type).read_volatile() == PACKET_HOST }
     }
 
     /// Tells the program that is jumped to. The last word of the control block: nobody else's is known to be used by
@@ -192,14 +213,14 @@ impl Skb {
         let flags = if recompute { u64::from(BPF_F_RECOMPUTE_CSUM) } else { 0 };
         let from = core::ptr::from_ref(value).cast();
         // SAFETY: valid context; `value` is as long as stated.
-        check(unsafe { bpf_skb_store_bytes(self.skb, offset, from, size_of::<T>() as u32, flags) })
+        check(unsafe { bpf_skb_store_bytes(self.skb, there(offset), from, size_of::<T>() as u32, flags) })
     }
 
     /// Reads at an offset that is not known when compiling, where the bytes are at hand as a rule.
     #[inline(always)]
     pub fn at<T: Plain>(&self, offset: u32) -> Option<T> {
         // The verifier wants a bound; no header lies beyond.
-        let offset = offset & 0xfff;
+        let offset = there(offset) & 0xfff;
         let len = offset + size_of::<T>() as u32;
         let (mut data, mut end) = self.linear();
         if data + len as usize > end {
@@ -222,7 +243,7 @@ impl Skb {
     #[inline(always)]
     pub fn write<T: Plain>(&self, offset: u32, value: T) -> Result<(), HelperError> {
         let (data, end) = self.linear();
-        let start = data + (offset & 0xfff) as usize;
+        let start = data + (there(offset) & 0xfff) as usize;
         if start + size_of::<T>() > end {
             return Err(HelperError);
         }
@@ -235,7 +256,7 @@ impl Skb {
     #[inline(always)]
     pub fn write_words(&self, offset: u32, words: [u32; 4]) -> Result<(), HelperError> {
         let (data, end) = self.linear();
-        let start = data + (offset & 0xfff) as usize;
+        let start = data + (there(offset) & 0xfff) as usize;
         if start + 16 > end {
             return Err(HelperError);
         }
@@ -262,7 +283,7 @@ impl Skb {
     pub fn replace_pseudo_checksum(&self, offset: u32, diff: u32, udp: bool) -> Result<(), HelperError> {
         let flags = u64::from(BPF_F_PSEUDO_HDR) | if udp && !mutant!("no-zero-checksum") { MARK_MANGLED_0 } else { 0 };
         // SAFETY: valid context.
-        check(unsafe { bpf_l4_csum_replace(self.skb, offset, 0, diff.into(), flags) })
+        check(unsafe { bpf_l4_csum_replace(self.skb, there(offset), 0, diff.into(), flags) })
     }
 
     /// Adds a difference to the layer 4 checksum at `offset`, unless it is a partial one.
@@ -270,14 +291,14 @@ impl Skb {
     pub fn replace_checksum(&self, offset: u32, diff: u32, udp: bool) -> Result<(), HelperError> {
         let flags = if udp && !mutant!("no-zero-checksum") { MARK_MANGLED_0 } else { 0 };
         // SAFETY: valid context.
-        check(unsafe { bpf_l4_csum_replace(self.skb, offset, 0, diff.into(), flags) })
+        check(unsafe { bpf_l4_csum_replace(self.skb, there(offset), 0, diff.into(), flags) })
     }
 
     /// Cuts or grows the frame.
     #[inline(always)]
     pub fn resize(&self, len: u32) -> Result<(), HelperError> {
         // SAFETY: valid context.
-        check(unsafe { bpf_skb_change_tail(self.skb, len, 0) })
+        check(unsafe { bpf_skb_change_tail(self.skb, there(len), 0) })
     }
 
     /// Copies `len` bytes at `offset` into `buffer`, behind its first `skip` bytes. `skip + len` must fit.
@@ -294,7 +315,7 @@ impl Skb {
         }
         // SAFETY: valid context; `len` bytes behind `skip` are within the buffer.
         check(unsafe {
-            bpf_skb_load_bytes(self.skb.cast(), offset, buffer.as_mut_ptr().add(skip as usize).cast(), len)
+            bpf_skb_load_bytes(self.skb.cast(), there(offset), buffer.as_mut_ptr().add(skip as usize).cast(), len)
         })
     }
 
@@ -306,7 +327,7 @@ impl Skb {
         }
         let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
         // SAFETY: valid context; `len` is within the buffer.
-        check(unsafe { bpf_skb_store_bytes(self.skb, offset, buffer.as_ptr().cast(), len, flags) })
+        check(unsafe { bpf_skb_store_bytes(self.skb, there(offset), buffer.as_ptr().cast(), len, flags) })
     }
 
     /// True if a socket of the node would receive what `peer` sends to this address and port of it.
@@ -344,6 +365,20 @@ impl Skb {
         true
     }
 
+    /// Puts an Ethernet header of zeros before a packet that has none. Offsets mean nothing any more after that.
+    #[inline(always)]
+    pub fn push_ethernet(&self) -> Result<(), HelperError> {
+        // SAFETY: valid context.
+        check(unsafe { bpf_skb_change_head(self.skb, ETHERNET, 0) })
+    }
+
+    /// Overwrites the first bytes that are there.
+    #[inline(always)]
+    pub fn store_first<const N: usize>(&self, value: &[u8; N]) -> Result<(), HelperError> {
+        // SAFETY: valid context; `value` is as long as stated.
+        check(unsafe { bpf_skb_store_bytes(self.skb, 0, value.as_ptr().cast(), N as u32, 0) })
+    }
+
     /// Asks the kernel's routing.
     #[inline(always)]
     pub fn route(&self, fib: &mut Fib, flags: u32) -> i64 {
@@ -360,8 +395,8 @@ impl PacketCtx for Skb {
     fn load<T: Plain>(&self, offset: u32) -> Option<T> {
         let mut value = core::mem::MaybeUninit::<T>::uninit();
         // SAFETY: valid context; `value` is as long as stated.
-        let ret =
-            unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, value.as_mut_ptr().cast(), size_of::<T>() as u32) };
+        let (to, offset) = (value.as_mut_ptr().cast(), there(offset));
+        let ret = unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, to, size_of::<T>() as u32) };
         // SAFETY: on success the helper filled it, and `Plain` allows every byte pattern.
         if ret == 0 { Some(unsafe { value.assume_init() }) } else { None }
     }
@@ -369,7 +404,8 @@ impl PacketCtx for Skb {
     // One way only: a second one through the stack would make each header a copy, byte by byte where the two meet.
     #[inline(always)]
     fn load_at<T: Plain, const OFFSET: u32>(&self) -> Option<T> {
-        let len = OFFSET + size_of::<T>() as u32;
+        let offset = const { there(OFFSET) };
+        let len = offset.wrapping_add(size_of::<T>() as u32);
         let (mut data, mut end) = self.linear();
         if data + len as usize > end {
             // SAFETY: valid context. Headers that lie in fragments are brought into the linear part.
@@ -383,7 +419,7 @@ impl PacketCtx for Skb {
         }
         // SAFETY: within the linear part, which the verifier checks too. The kernel keeps the IP header aligned
         // (NET_IP_ALIGN), and header types are read nowhere else.
-        Some(unsafe { ((data + OFFSET as usize) as *const T).read() })
+        Some(unsafe { ((data + offset as usize) as *const T).read() })
     }
 }
 
@@ -403,13 +439,6 @@ pub fn checksum<const N: usize>(buffer: &[u8; N], seed: u32) -> u32 {
     unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, to, N as u32, seed) as u32 }
 }
 
-/// Sends the packet out of a device as it stands.
-#[inline(always)]
-pub fn redirect_out(ifindex: u32) -> i32 {
-    // SAFETY: no pointers involved.
-    unsafe { bpf_redirect(ifindex, 0) as i32 }
-}
-
 /// Lets the packet arrive at a device.
 #[inline(always)]
 pub fn redirect_in(ifindex: u32) -> i32 {
@@ -417,7 +446,19 @@ pub fn redirect_in(ifindex: u32) -> i32 {
     unsafe { bpf_redirect(ifindex, u64::from(BPF_F_INGRESS)) as i32 }
 }
 
-/// Sends the packet out of a device, resolving the next hop.
+/// Sends the packet out of a device as it stands. A flat device may be a tunnel that asks the packet's route whom to wrap
+/// it for, so there the kernel is to find one.
+#[inline(always)]
+pub fn redirect_out(ifindex: u32) -> i32 {
+    if FLAT {
+        return redirect_neighbour(ifindex);
+    }
+    // SAFETY: no pointers involved.
+    unsafe { bpf_redirect(ifindex, 0) as i32 }
+}
+
+/// Sends the packet out of a device, resolving the next hop. The kernel takes an Ethernet header off first, so there must be
+/// one: see [`Skb::push_ethernet`].
 #[inline(always)]
 pub fn redirect_neighbour(ifindex: u32) -> i32 {
     // SAFETY: no parameters: the kernel takes the packet's own destination.

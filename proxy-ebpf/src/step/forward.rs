@@ -5,7 +5,7 @@ use proxy_common::{Family, Outcome};
 
 use super::flow::read;
 use super::rewrite;
-use crate::ctx::tc::{self, Fib, Skb};
+use crate::ctx::tc::{self, FLAT, Fib, HelperError, Skb};
 use crate::hook::Leave;
 
 /// Sends the packet where its flow says. `flow` may lie in a map: each of its fields is read once.
@@ -29,11 +29,19 @@ pub(crate) fn forward<F: Family>(
     let done = if flags & Flow::<F>::REINJECT != 0 {
         // The reply to a process of the node arrives by the device its request left by: socket and rp_filter see the
         // Service's address where its route points.
-        rewrite::next_hop(skb, &read!(flow, entry_mac)).map(|()| tc::redirect_in(read!(flow, ifindex)))
+        if FLAT {
+            if rewrite::dress(skb.as_ptr(), flow) == 0 {
+                Ok(tc::redirect_in(read!(flow, ifindex)))
+            } else {
+                Err(HelperError)
+            }
+        } else {
+            rewrite::next_hop(skb, &read!(flow, entry_mac)).map(|()| tc::redirect_in(read!(flow, ifindex)))
+        }
     } else if flags & Flow::<F>::HAIRPIN != 0 {
-        rewrite::swap_macs(skb).map(|()| tc::redirect_out(read!(flow, ifindex)))
+        rewrite::turn_round(skb).map(|()| tc::redirect_out(read!(flow, ifindex)))
     } else if flags & Flow::<F>::REDIRECT != 0 && !reply {
-        Ok(tc::redirect_neighbour(read!(flow, ifindex)))
+        if FLAT { skb.push_ethernet() } else { Ok(()) }.map(|()| tc::redirect_neighbour(read!(flow, ifindex)))
     } else {
         let mac = read!(flow, next_mac);
         if is_bridged::<F>(flags)

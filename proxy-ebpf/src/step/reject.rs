@@ -10,7 +10,7 @@ use proxy_common::{Family, Outcome, V4, V6, algo::timeout};
 
 use super::rewrite::{self, Rewrite};
 use crate::ctx::PacketCtx;
-use crate::ctx::tc::{self, HelperError, Skb};
+use crate::ctx::tc::{self, FLAT, HelperError, Skb};
 use crate::hook::Leave;
 use crate::packet::{ACK, ETHERNET, FIN, RST, SYN};
 use crate::{config, maps};
@@ -96,7 +96,9 @@ fn build<F: Answer>(skb: &Skb, key: &FlowKey<F>, l4: u32) -> u32 {
     }
     let made =
         if key.proto == timeout::TCP && !mutant!("rule-62") { reset(skb, key, l4) } else { unreachable(skb, key, l4) };
-    match made.and_then(|()| rewrite::swap_macs(skb)) {
+    // Without Ethernet nothing is turned round for the device that the packet leaves by.
+    let stays = FLAT && key.dir == Direction::Out as u8;
+    match made.and_then(|()| if stays { Ok(()) } else { rewrite::turn_round(skb) }) {
         Ok(()) => BUILT,
         Err(HelperError) => FAILED,
     }

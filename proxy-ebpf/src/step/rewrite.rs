@@ -1,11 +1,15 @@
 //! The only writer of addresses and ports.
 
+use aya_ebpf::bindings::__sk_buff;
 use proxy_common::abi::{Flow, FlowKey};
 use proxy_common::{Address, Family, Outcome, V4, V6, algo::timeout};
 
 use super::checksum::{self, Change, fold, fold16};
+use super::flow::read;
+use super::forward::is_unknown;
+use super::route::LOOPBACK;
 use crate::ctx::PacketCtx;
-use crate::ctx::tc::{HelperError, Skb};
+use crate::ctx::tc::{FLAT, HelperError, Skb};
 use crate::packet::{ETHERNET, has_ports};
 
 /// Offset of the destination MAC.
@@ -144,12 +148,32 @@ impl Rewrite for V6 {
 /// Gives the frame another destination.
 #[inline(always)]
 pub(crate) fn next_hop(skb: &Skb, mac: &[u8; 6]) -> Result<(), HelperError> {
+    if FLAT {
+        return Ok(());
+    }
     skb.store(ETH_DST, mac, false)
 }
 
-/// Turns the frame round.
+/// Gives a packet without an Ethernet header the one that it is to arrive with, if the device of its flow has such: lo's
+/// packets have one without a MAC. From a device with Ethernet to a flat one the kernel takes it off by itself.
+///
+/// A function of its own: where packets are forwarded there is no room on the stack.
+#[inline(never)]
+pub(crate) fn dress<F: Family>(skb: *mut __sk_buff, flow: *const Flow<F>) -> i32 {
+    let (skb, mac, [high, low]) = (&Skb::new(skb), read!(flow, entry_mac), F::ETHERTYPE.to_be_bytes());
+    if is_unknown(&mac) && read!(flow, ifindex) != LOOPBACK {
+        return 0;
+    }
+    let header = [mac[0], mac[1], mac[2], mac[3], mac[4], mac[5], 0, 0, 0, 0, 0, 0, high, low];
+    if skb.push_ethernet().and_then(|()| skb.store_first(&header)).is_ok() { 0 } else { 1 }
+}
+
+/// Turns the frame round: it is to leave by the device that it came in by.
 #[inline(always)]
-pub(crate) fn swap_macs(skb: &Skb) -> Result<(), HelperError> {
+pub(crate) fn turn_round(skb: &Skb) -> Result<(), HelperError> {
+    if FLAT {
+        return skb.push_ethernet();
+    }
     let m: [u8; 12] = skb.load(ETH_DST).ok_or(HelperError)?;
     skb.store(ETH_DST, &[m[6], m[7], m[8], m[9], m[10], m[11], m[0], m[1], m[2], m[3], m[4], m[5]], false)
 }

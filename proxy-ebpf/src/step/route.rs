@@ -11,7 +11,7 @@ use crate::ctx::tc::{Fib, Skb};
 use crate::maps::{self, Maps};
 
 /// The loopback device's index in every network namespace.
-const LOOPBACK: u32 = 1;
+pub(crate) const LOOPBACK: u32 = 1;
 
 /// Completes the owner entry: flags, device, MAC, and the source where it changes.
 #[inline(always)]

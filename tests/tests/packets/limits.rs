@@ -2,6 +2,7 @@
 
 use fairlead_tests::packet::world::{self, POD1};
 use fairlead_tests::packet::{Node, Settings, Table, Wire};
+use proxy_agent::dataplane::load;
 use proxy_agent::model::{IpFamily, Protocol};
 use proxy_common::{Outcome, V4, V6};
 
@@ -90,4 +91,10 @@ fn a_node_on_used_programs_is_as_a_new_one(wire: Wire) {
 #[test]
 fn every_program_passes_the_verifier() {
     Node::start().load_all();
+}
+
+/// Packets of flat devices cannot be made here: a test run always brings an Ethernet header.
+#[test]
+fn every_program_of_flat_devices_passes_the_verifier() {
+    load::verify(load::FLAT_OBJECT).unwrap_or_else(|error| panic!("{error}"));
 }

@@ -229,8 +229,9 @@ fn without_object(cmd: Cmd) -> Cmd {
     if object_missing().is_none() {
         return cmd;
     }
-    let empty = machine::target_dir().join("no-object");
-    match fs::create_dir_all(machine::target_dir()).and_then(|()| fs::write(&empty, "")) {
+    let [empty, flat] = ["no-object", "no-object-flat"].map(|name| machine::target_dir().join(name));
+    let written = fs::create_dir_all(machine::target_dir()).and_then(|()| fs::write(&empty, ""));
+    match written.and_then(|()| fs::write(flat, "")) {
         Ok(()) => cmd.env(PREBUILT, &empty.to_string_lossy()),
         Err(error) => {
             eprintln!("test: cannot write {}: {error}", empty.display());

@@ -80,16 +80,27 @@ impl Drop for Capture {
 }
 
 fn listen(socket: &OwnedFd, sink: &Mutex<Vec<Packet>>, stop: &AtomicBool) {
-    let mut buffer = vec![0; 1 << 17];
+    // What a frame without an Ethernet header is shown with.
+    const HEADER: usize = 14;
+    let mut buffer = vec![0; HEADER + (1 << 17)];
     loop {
         // Looked at first: what the socket holds when the end is asked for is read all the same.
         let last = stop.load(Ordering::Relaxed);
         // An interrupted wait is a short wait.
         poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], PollTimeout::from(5u8)).ok();
         loop {
-            match sys::receive_frame(socket.as_fd(), &mut buffer) {
-                Ok((length, outgoing)) => {
-                    if let Some(packet) = Packet::parse(&buffer[..length], outgoing) {
+            match sys::receive_frame(socket.as_fd(), &mut buffer[HEADER..]) {
+                Ok(received) => {
+                    let end = HEADER + received.length;
+                    let frame = if received.ethernet {
+                        &buffer[HEADER..end]
+                    } else {
+                        let kind = if buffer[HEADER] >> 4 == 6 { [0x86, 0xdd] } else { [0x08, 0x00] };
+                        buffer[..HEADER].fill(0);
+                        buffer[HEADER - 2..HEADER].copy_from_slice(&kind);
+                        &buffer[..end]
+                    };
+                    if let Some(packet) = Packet::parse(frame, received.outgoing) {
                         sink.lock().unwrap_or_else(PoisonError::into_inner).push(packet);
                     }
                 }

@@ -28,6 +28,7 @@ pub mod schedule;
 pub mod server;
 pub mod sys;
 pub mod topology;
+pub mod tun;
 pub mod wire;
 
 pub use agent::{Agent, AgentOptions};
@@ -37,5 +38,5 @@ pub use load::{Load, LoadPlan, Report};
 pub use manifest::{Manifests, ServiceSpec};
 pub use netns::Namespace;
 pub use server::Server;
-pub use topology::{Host, Lab, LabConfig, Netfilter, Pod, Shape};
+pub use topology::{Flat, Host, Lab, LabConfig, Netfilter, Pod, Shape};
 pub use wire::{Answer, Proto};

@@ -60,6 +60,26 @@ pub fn packet_socket(device: &str, listen: bool) -> io::Result<OwnedFd> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(fd) }
 }
 
+/// Makes a tun device in the calling thread's namespace, which goes with the descriptor. It carries bare IP packets, and
+/// reading never waits.
+pub fn open_tun(name: &str) -> io::Result<OwnedFd> {
+    use nix::fcntl::{OFlag, open};
+    let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let fd = open("/dev/net/tun", flags, nix::sys::stat::Mode::empty())?;
+    // SAFETY: ifreq is integers, arrays and unions of them; zero is a value of each.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+    // SAFETY: the call reads and writes one ifreq, which is ours and lives through it.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(fd) }
+}
+
 /// A raw IP socket in the calling thread's namespace, for one protocol of one family. It hears what is delivered to the host
 /// of that protocol; that of `IPPROTO_RAW` hears nothing and sends packets that bring their own IP header.
 pub fn raw_socket(v6: bool, protocol: u8) -> io::Result<OwnedFd> {
@@ -78,8 +98,19 @@ pub fn raw_socket(v6: bool, protocol: u8) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Receives one frame; returns its length and whether it was going out.
-pub fn receive_frame(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
+/// A frame that was received.
+#[derive(Clone, Copy, Debug)]
+pub struct Received {
+    /// Its length.
+    pub length: usize,
+    /// It was going out.
+    pub outgoing: bool,
+    /// It begins with an Ethernet header, and not with that of IP.
+    pub ethernet: bool,
+}
+
+/// Receives one frame.
+pub fn receive_frame(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received> {
     // SAFETY: as in `packet_socket`.
     let mut from: libc::sockaddr_ll = unsafe { mem::zeroed() };
     let mut length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
@@ -95,7 +126,10 @@ pub fn receive_frame(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize
         )
     };
     match usize::try_from(count) {
-        Ok(count) => Ok((count, from.sll_pkttype == libc::PACKET_OUTGOING)),
+        Ok(length) => {
+            let outgoing = from.sll_pkttype == libc::PACKET_OUTGOING;
+            Ok(Received { length, outgoing, ethernet: from.sll_hatype != libc::ARPHRD_NONE })
+        }
         Err(_) => Err(io::Error::last_os_error()),
     }
 }

@@ -16,6 +16,7 @@ use crate::{
     netns::{self, Namespace},
     schedule,
     server::wait_until,
+    tun::TunPair,
 };
 
 /// How pods are wired to their node.
@@ -41,6 +42,15 @@ pub enum Netfilter {
     InvalidDrop,
 }
 
+/// Where packets travel without an Ethernet header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flat {
+    /// Between the node and the external host.
+    Uplink,
+    /// Between pods of the node and those of others, beside the uplink: a tunnel's inner device, [`OVERLAY`].
+    Overlay,
+}
+
 /// What to build.
 #[derive(Clone, Debug)]
 pub struct LabConfig {
@@ -54,6 +64,8 @@ pub struct LabConfig {
     pub pods: u8,
     /// The node and the external host are neighbours on a switch that a second node may join: see [`Lab::join`].
     pub switch: bool,
+    /// A pair of tun devices in place of the veths there, or beside them.
+    pub flat: Option<Flat>,
     /// The lab's id; without one it belongs to this process and goes with it.
     pub id: Option<String>,
 }
@@ -66,7 +78,7 @@ impl LabConfig {
             Netfilter::Conntrack => 1,
             Netfilter::InvalidDrop => 2,
         };
-        Self { shape, netfilter, rp_filter, pods: 3, switch: false, id: None }
+        Self { shape, netfilter, rp_filter, pods: 3, switch: false, flat: None, id: None }
     }
 }
 
@@ -118,10 +130,16 @@ impl Pod {
 
 /// The node's device towards the external host, and the external host's towards the node.
 pub const UPLINK: &str = "eth0";
+/// The device of [`Flat::Overlay`], at both ends.
+pub const OVERLAY: &str = "overlay";
+/// Its MTU: an outer header has room beside it.
+const OVERLAY_MTU: u16 = 1_400;
 /// The bridge of [`Shape::Bridge`].
 pub const BRIDGE: &str = "cni0";
 /// Prefixes: pods of the first node.
 pub const POD_CIDRS: [&str; 2] = ["10.244.1.0/24", "fd00:10:244:1::/64"];
+/// Prefixes: pods of another node, see [`Lab::remote_pods`].
+const REMOTE_CIDRS: [&str; 2] = ["10.244.2.0/24", "fd00:10:244:2::/64"];
 /// Prefixes: Services.
 pub const SERVICE_CIDRS: [&str; 2] = ["10.96.0.0/16", "fd00:10:96::/108"];
 /// Prefixes: addresses that no host has, and that the external clients of a lab with a switch send to their nodes:
@@ -152,6 +170,7 @@ pub struct Lab {
     /// The external host; the node's default route leads to it. It holds further addresses: see
     /// [`Lab::external_clients`] and [`Lab::remote_pods`].
     pub ext: Host,
+    tun: Option<TunPair>,
     keep: bool,
 }
 
@@ -201,7 +220,8 @@ impl Lab {
         let pods = (0..config.pods)
             .map(|n| new_pod(id, number, &format!("pod-{}", char::from(b'a' + n)), 10 + n))
             .collect::<Result<Vec<_>>>()?;
-        let lab = Self { id: id.to_owned(), config, number, node, pods, client, ext, keep: false };
+        let mut lab = Self { id: id.to_owned(), config, number, node, pods, client, ext, tun: None, keep: false };
+        lab.tun = lab.make_tun()?;
         lab.wire_uplink()?;
         lab.wire_node()?;
         if let Some(first) = first {
@@ -289,24 +309,33 @@ impl Lab {
         }
     }
 
+    /// The address that the node sends to pods of other nodes from.
+    pub fn ip_towards_remote_pods(&self, v6: bool) -> IpAddr {
+        match (self.config.flat, v6) {
+            (Some(Flat::Overlay), false) => pod_v4(1, 0).into(),
+            (Some(Flat::Overlay), true) => pod_v6(1, 0).into(),
+            _ => self.node.ip(v6),
+        }
+    }
+
+    fn make_tun(&self) -> Result<Option<TunPair>> {
+        let device = match self.config.flat {
+            None => return Ok(None),
+            Some(Flat::Uplink) => UPLINK,
+            Some(Flat::Overlay) => OVERLAY,
+        };
+        TunPair::new((&self.node.ns, device), (&self.ext.ns, device)).map(Some)
+    }
+
     fn wire_uplink(&self) -> Result<()> {
         let (node, ext) = (&self.node, &self.ext);
         let far = if self.config.switch { format!("port-{}", self.number) } else { UPLINK.to_owned() };
-        netns::run(std::process::Command::new("ip").args([
-            "link",
-            "add",
-            "name",
-            UPLINK,
-            "netns",
-            node.ns.name(),
-            "type",
-            "veth",
-            "peer",
-            "name",
-            &far,
-            "netns",
-            ext.ns.name(),
-        ]))?;
+        if self.config.flat != Some(Flat::Uplink) {
+            let ends = [("name", UPLINK, node), ("name", &far, ext)];
+            let [one, other] = ends.map(|(word, name, host)| [word, name, "netns", host.ns.name()]);
+            let words = [&["link", "add"], &one[..], &["type", "veth", "peer"], &other[..]].concat();
+            netns::run(std::process::Command::new("ip").args(words))?;
+        }
         let mut lines = String::new();
         if self.number == 1 {
             lines += "link set lo up\n";
@@ -333,6 +362,9 @@ impl Lab {
                 lines += &format!("route add {} via {}\n", SERVICE_CIDRS[usize::from(v6)], node.ip(v6));
             }
             lines += &format!("route add {} via {}\n", self.pod_cidrs()[usize::from(v6)], node.ip(v6));
+        }
+        if self.config.flat == Some(Flat::Overlay) {
+            lines += &overlay(2, &self.pod_cidrs(), "replace");
         }
         ext.ns.ip_batch(&lines)?;
         if self.config.switch { self.wire_clients() } else { Ok(()) }
@@ -387,6 +419,9 @@ impl Lab {
             for table in ["iptables", "ip6tables"] {
                 node.ns.sysctl(&format!("net.bridge.bridge-nf-call-{table}"), value)?;
             }
+        }
+        if self.config.flat == Some(Flat::Overlay) {
+            lines += &overlay(1, &REMOTE_CIDRS.map(str::to_owned), "add");
         }
         node.ns.ip_batch(&lines)?;
         let verdict = match self.config.netfilter {
@@ -531,9 +566,20 @@ const fn pod_v6(number: u8, n: u8) -> Ipv6Addr {
     Ipv6Addr::new(0xfd00, 0x10, 0x244, number as u16, 0, 0, 0, n as u16)
 }
 
-/// A line of `ip -o link`: the device is up and has a queueing discipline that sends.
+/// A line of `ip -o link`: the device is up and has a queueing discipline that sends. A tun tells nothing of its state.
 fn is_active(line: &str) -> bool {
-    line.contains("state UP") && !line.contains("qdisc noop ")
+    let up = line.contains("state UP") || line.contains("POINTOPOINT") && line.contains("LOWER_UP");
+    up && !line.contains("qdisc noop ")
+}
+
+/// One end of the overlay: its own address is the first of its pods' network, and the others' are behind it.
+fn overlay(number: u8, others: &[String; 2], how: &str) -> String {
+    let (v4, v6) = (pod_v4(number, 0), pod_v6(number, 0));
+    let [to_v4, to_v6] = others;
+    format!(
+        "link set {OVERLAY} mtu {OVERLAY_MTU} up\naddr add {v4}/32 dev {OVERLAY}\naddr add {v6}/128 dev {OVERLAY} nodad\n\
+         route {how} {to_v4} dev {OVERLAY} src {v4}\nroute {how} {to_v6} dev {OVERLAY} src {v6}\n"
+    )
 }
 
 /// An address of the uplink's network `fd00:192:168:50::/64`.

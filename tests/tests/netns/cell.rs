@@ -14,8 +14,8 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{Map, MapData, PerCpuArray};
 use fairlead_lab::{
-    Agent, AgentOptions, Answer, Ask, Attempt, Capture, Lab, LabConfig, Manifests, Namespace, Netfilter, Proto, Server,
-    ServiceSpec, Shape, capture, manifest::EndpointSpec, topology::UPLINK,
+    Agent, AgentOptions, Answer, Ask, Attempt, Capture, Flat, Lab, LabConfig, Manifests, Namespace, Netfilter, Proto,
+    Server, ServiceSpec, Shape, capture, manifest::EndpointSpec, topology::UPLINK,
 };
 use proxy_agent::dataplane::pin::PinRoot;
 use proxy_common::Outcome;
@@ -35,16 +35,21 @@ pub(crate) struct Cell {
     pub(crate) name: &'static str,
     pub(crate) shape: Shape,
     pub(crate) netfilter: Netfilter,
+    pub(crate) flat: Option<Flat>,
 }
 
 const fn cell(name: &'static str, shape: Shape, netfilter: Netfilter) -> Cell {
-    Cell { name, shape, netfilter }
+    Cell { name, shape, netfilter, flat: None }
+}
+
+const fn flat(name: &'static str, flat: Flat, netfilter: Netfilter) -> Cell {
+    Cell { name, shape: Shape::Routed, netfilter, flat: Some(flat) }
 }
 
 const BRIDGE: Shape = Shape::Bridge { br_netfilter: false };
 const BRIDGE_NF: Shape = Shape::Bridge { br_netfilter: true };
 
-const CELLS: [Cell; 9] = [
+const CELLS: [Cell; 13] = [
     cell("routed_plain", Shape::Routed, Netfilter::None),
     cell("routed_conntrack", Shape::Routed, Netfilter::Conntrack),
     cell("routed_invalid_drop", Shape::Routed, Netfilter::InvalidDrop),
@@ -54,6 +59,10 @@ const CELLS: [Cell; 9] = [
     cell("bridge_nf_plain", BRIDGE_NF, Netfilter::None),
     cell("bridge_nf_conntrack", BRIDGE_NF, Netfilter::Conntrack),
     cell("bridge_nf_invalid_drop", BRIDGE_NF, Netfilter::InvalidDrop),
+    flat("tun_uplink_plain", Flat::Uplink, Netfilter::None),
+    flat("tun_uplink_invalid_drop", Flat::Uplink, Netfilter::InvalidDrop),
+    flat("tun_overlay_conntrack", Flat::Overlay, Netfilter::Conntrack),
+    flat("tun_overlay_invalid_drop", Flat::Overlay, Netfilter::InvalidDrop),
 ];
 
 /// The shared clusters, one a cell, made when first needed. A case that panics leaves its cluster to the next one.
@@ -138,7 +147,7 @@ impl Cluster {
     }
 
     fn build(cell: Cell, options: AgentOptions) -> Result<Self> {
-        let lab = Lab::new(LabConfig::new(cell.shape, cell.netfilter))?;
+        let lab = Lab::new(LabConfig { flat: cell.flat, ..LabConfig::new(cell.shape, cell.netfilter) })?;
         let mut servers = Vec::new();
         for pod in &lab.pods {
             servers.push(Server::both(

@@ -23,7 +23,7 @@ matrix! {
 /// Enough questions that a fair choice between two leaves one of them out once in 2^63 runs.
 const MANY: usize = 64;
 
-fn a_pod_reaches_the_endpoints_on_its_node(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+pub(crate) fn a_pod_reaches_the_endpoints_on_its_node(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
     let (service, client) = (cluster.service("local"), &cluster.lab.client);
     let ask = Ask::new(proto, service.vip(v6));
     service.serve(&service.pods(&[0, 1]), &client.ns, ask)?;
@@ -44,7 +44,7 @@ fn a_pod_reaches_the_endpoints_on_its_node(cluster: &Cluster, Combo { v6, proto 
     })
 }
 
-fn a_pod_reaches_remote_endpoints(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+pub(crate) fn a_pod_reaches_remote_endpoints(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
     let (service, client) = (cluster.service("remote"), &cluster.lab.client);
     let ask = Ask::new(proto, service.vip(v6));
     service.serve(&service.remotes(), &client.ns, ask)?;
@@ -67,7 +67,7 @@ fn a_pod_reaches_remote_endpoints(cluster: &Cluster, Combo { v6, proto }: Combo)
 
 /// A pod that is its own endpoint must not see its own address as the client's, because it would answer past the
 /// proxy. It sees the address that the node itself has towards it, as after kube-proxy's masquerade.
-fn a_pod_reaches_itself_and_sees_the_node(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+pub(crate) fn a_pod_reaches_itself_and_sees_the_node(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
     let (service, pod) = (cluster.service("hairpin"), &cluster.lab.pods[0]);
     let ask = Ask::new(proto, service.vip(v6));
     service.serve(&service.pods(&[0]), &pod.ns, ask)?;
@@ -80,7 +80,7 @@ fn a_pod_reaches_itself_and_sees_the_node(cluster: &Cluster, Combo { v6, proto }
     Ok(())
 }
 
-fn a_node_process_reaches_local_endpoints(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+pub(crate) fn a_node_process_reaches_local_endpoints(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
     let (service, node) = (cluster.service("node-local"), &cluster.lab.node);
     let ask = Ask::new(proto, service.vip(v6));
     service.serve(&service.pods(&[0]), &node.ns, ask)?;
@@ -101,15 +101,16 @@ fn a_node_process_reaches_local_endpoints(cluster: &Cluster, Combo { v6, proto }
     })
 }
 
-fn a_node_process_reaches_remote_endpoints(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+pub(crate) fn a_node_process_reaches_remote_endpoints(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
     let (service, node) = (cluster.service("node-remote"), &cluster.lab.node);
     let ask = Ask::new(proto, service.vip(v6));
     service.serve(&service.remotes(), &node.ns, ask)?;
+    let own = cluster.lab.ip_towards_remote_pods(v6);
     cluster.without_leak(|| {
         let mut servers = BTreeSet::new();
         for _ in 0..MANY {
             let answer = answered(&node.ns, ask)?;
-            ensure!(answer.peer.ip() == node.ip(v6), "{} saw {}", answer.server, answer.peer);
+            ensure!(answer.peer.ip() == own, "{} saw {}", answer.server, answer.peer);
             servers.insert(answer.server);
         }
         ensure!(servers.len() == 2, "{MANY} requests were answered by {servers:?}");
@@ -119,7 +120,7 @@ fn a_node_process_reaches_remote_endpoints(cluster: &Cluster, Combo { v6, proto 
 
 /// As on every node with a server on the host's own network: the answer arrives at an endpoint's address, on a tuple that
 /// the request's own entry holds.
-fn a_node_process_hears_its_answers_where_the_node_is_an_endpoint(
+pub(crate) fn a_node_process_hears_its_answers_where_the_node_is_an_endpoint(
     cluster: &Cluster,
     Combo { v6, proto }: Combo,
 ) -> Result<()> {
@@ -135,7 +136,10 @@ fn a_node_process_hears_its_answers_where_the_node_is_an_endpoint(
     Ok(())
 }
 
-fn an_external_host_reaches_a_cluster_ip_through_the_node(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+pub(crate) fn an_external_host_reaches_a_cluster_ip_through_the_node(
+    cluster: &Cluster,
+    Combo { v6, proto }: Combo,
+) -> Result<()> {
     let (service, ext, node) = (cluster.service("routed"), &cluster.lab.ext, &cluster.lab.node);
     for outside in Lab::external_clients(v6).into_iter().chain([ext.ip(v6)]) {
         let ask = Ask::new(proto, service.vip(v6)).from(SocketAddr::new(outside, 0));

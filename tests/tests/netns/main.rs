@@ -40,6 +40,8 @@ mod endpoints;
 #[cfg(test)]
 mod equivalence;
 #[cfg(test)]
+mod flat;
+#[cfg(test)]
 mod flood;
 #[cfg(test)]
 mod foreign;

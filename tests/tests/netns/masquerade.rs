@@ -51,15 +51,15 @@ fn is_masqueraded(cluster: &Cluster, service: &Service<'_>, combo: Combo, from: 
     Ok(())
 }
 
-fn rule_68_a_client_outside_is_masqueraded_to_every_endpoint(cluster: &Cluster, combo: Combo) -> Result<()> {
+pub(crate) fn rule_68_a_client_outside_is_masqueraded_to_every_endpoint(cluster: &Cluster, combo: Combo) -> Result<()> {
     is_masqueraded(cluster, &cluster.masqueraded_service("outside"), combo, &cluster.lab.ext)
 }
 
-fn rule_68_a_pod_is_masqueraded_to_every_endpoint(cluster: &Cluster, combo: Combo) -> Result<()> {
+pub(crate) fn rule_68_a_pod_is_masqueraded_to_every_endpoint(cluster: &Cluster, combo: Combo) -> Result<()> {
     is_masqueraded(cluster, &cluster.masqueraded_service("pod"), combo, &cluster.lab.client)
 }
 
-fn rule_74_a_pod_reaches_itself_by_a_node_port(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+pub(crate) fn rule_74_a_pod_reaches_itself_by_a_node_port(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
     let service = cluster.masqueraded_service("itself");
     let ask = Ask::new(proto, service.node_port(v6));
     let pod = &cluster.lab.pods[0];
@@ -69,7 +69,7 @@ fn rule_74_a_pod_reaches_itself_by_a_node_port(cluster: &Cluster, Combo { v6, pr
 }
 
 /// Conversations of two clients stay open side by side, and each goes on with its own.
-fn many_connections_share_the_nodes_address(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+pub(crate) fn many_connections_share_the_nodes_address(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
     let service = cluster.masqueraded_service("many");
     let ask = Ask::new(proto, service.node_port(v6));
     service.serve(&service.pods(&[0]), &cluster.lab.ext.ns, ask)?;
@@ -92,7 +92,7 @@ fn many_connections_share_the_nodes_address(cluster: &Cluster, Combo { v6, proto
     Ok(())
 }
 
-fn a_datagram_in_fragments_arrives_both_ways(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+pub(crate) fn a_datagram_in_fragments_arrives_both_ways(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
     const SIZE: usize = 4_000;
     if proto == Proto::Tcp {
         return Ok(());
@@ -117,7 +117,7 @@ fn a_datagram_in_fragments_arrives_both_ways(cluster: &Cluster, Combo { v6, prot
     Ok(())
 }
 
-fn pitfall_p1_4_a_narrow_link_to_the_endpoint_is_told_to_the_client(
+pub(crate) fn pitfall_p1_4_a_narrow_link_to_the_endpoint_is_told_to_the_client(
     cluster: &Cluster,
     Combo { v6, proto }: Combo,
 ) -> Result<()> {

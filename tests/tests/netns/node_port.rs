@@ -21,7 +21,7 @@ matrix! {
     rule_92_a_process_of_the_node_reaches_itself_by_its_node_port,
 }
 
-fn a_local_node_port_keeps_the_clients_address(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+pub(crate) fn a_local_node_port_keeps_the_clients_address(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
     let (service, ext) = (cluster.node_port_service("np"), &cluster.lab.ext);
     // Endpoints of other nodes take no part.
     let endpoints = [service.pods(&[0, 1]), service.remotes()].concat();
@@ -40,7 +40,7 @@ fn a_local_node_port_keeps_the_clients_address(cluster: &Cluster, Combo { v6, pr
 }
 
 /// A load balancer must find out by its health check, not by a refusal that ends the client's attempt.
-fn rule_54_a_local_node_port_without_local_endpoint_is_silent(
+pub(crate) fn rule_54_a_local_node_port_without_local_endpoint_is_silent(
     cluster: &Cluster,
     Combo { v6, proto }: Combo,
 ) -> Result<()> {
@@ -60,7 +60,7 @@ fn rule_54_a_local_node_port_without_local_endpoint_is_silent(
     Ok(())
 }
 
-fn rule_92_a_process_of_the_node_reaches_its_own_node_port(
+pub(crate) fn rule_92_a_process_of_the_node_reaches_its_own_node_port(
     cluster: &Cluster,
     Combo { v6, proto }: Combo,
 ) -> Result<()> {
@@ -84,7 +84,7 @@ fn rule_92_a_process_of_the_node_reaches_its_own_node_port(
     Ok(())
 }
 
-fn rule_92_a_process_of_the_node_reaches_itself_by_its_node_port(
+pub(crate) fn rule_92_a_process_of_the_node_reaches_itself_by_its_node_port(
     cluster: &Cluster,
     Combo { v6, proto }: Combo,
 ) -> Result<()> {

@@ -12,7 +12,10 @@ matrix! {
 
 /// Between namespaces checksums are usually left to a device that never computes them; here the sender does, the
 /// programs must keep them right, and the receiver drops what is wrong.
-fn packets_carry_right_checksums_without_offload(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+pub(crate) fn packets_carry_right_checksums_without_offload(
+    cluster: &Cluster,
+    Combo { v6, proto }: Combo,
+) -> Result<()> {
     let service = cluster.service("checksum");
     let ask = Ask::new(proto, service.vip(v6));
     let (client, pod) = (&cluster.lab.client, &cluster.lab.pods[0]);
@@ -34,7 +37,7 @@ fn packets_carry_right_checksums_without_offload(cluster: &Cluster, Combo { v6, 
 }
 
 /// Segments of up to 64 kB pass the programs in one piece, and are cut behind them.
-fn large_transfers_arrive_whole(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+pub(crate) fn large_transfers_arrive_whole(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
     const SIZE: usize = 1 << 20;
     if proto == Proto::Udp {
         return Ok(());

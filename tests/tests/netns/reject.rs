@@ -18,7 +18,10 @@ fn askers(cluster: &Cluster) -> [&Namespace; 3] {
 }
 
 /// No endpoint anywhere: refused, from wherever it is asked.
-fn rule_54_a_service_without_endpoints_is_refused_at_once(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+pub(crate) fn rule_54_a_service_without_endpoints_is_refused_at_once(
+    cluster: &Cluster,
+    Combo { v6, proto }: Combo,
+) -> Result<()> {
     let service = cluster.service("empty");
     let ask = Ask::new(proto, service.vip(v6));
     service.serve(&service.pods(&[0]), &cluster.lab.client.ns, ask)?;
@@ -35,7 +38,10 @@ fn rule_54_a_service_without_endpoints_is_refused_at_once(cluster: &Cluster, Com
     })
 }
 
-fn an_unknown_port_of_a_cluster_ip_is_refused_at_once(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+pub(crate) fn an_unknown_port_of_a_cluster_ip_is_refused_at_once(
+    cluster: &Cluster,
+    Combo { v6, proto }: Combo,
+) -> Result<()> {
     let service = cluster.service("ports");
     let known = Ask::new(proto, service.vip(v6));
     service.serve(&service.pods(&[0]), &cluster.lab.client.ns, known)?;

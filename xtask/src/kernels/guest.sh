@@ -12,8 +12,8 @@ mount -t debugfs debugfs /sys/kernel/debug
 mount -t tracefs tracefs /sys/kernel/tracing
 export HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 ip link set lo up
-# Two look for their own module, or are asked for before anything loads it.
-modprobe -a bridge br_netfilter nf_conntrack || echo "fairlead-guest: modules are missing"
+# Some look for their own module, or are asked for before anything loads it; nobody makes /dev/net/tun by hand.
+modprobe -a bridge br_netfilter nf_conntrack tun || echo "fairlead-guest: modules are missing"
 echo "fairlead-guest: kernel $(uname -r)"
 run() {
     name=$1 dir=$2

@@ -1,0 +1,156 @@
+//! Devices whose packets begin with the IP header: a tun as the uplink, and a tun as the way to pods of other nodes.
+//!
+//! The cases are those of the other files: who asks need not know what the packets travel in.
+
+use std::{net::SocketAddr, time::Duration};
+
+use anyhow::{Result, ensure};
+use fairlead_lab::{
+    AgentOptions, Ask, Host, Lab, Load, LoadPlan, Proto, server::wait_until, topology::OVERLAY, tun::TunPair,
+};
+use proxy_common::Outcome;
+
+use crate::cell::{Cell, Cluster, Combo, PATIENCE, answered, eventually};
+
+/// Tests of cases of other files, in these cells.
+macro_rules! cells {
+    ($($module:ident::$case:ident: $($cell:ident)+;)+) => {
+        $(mod $case {
+            use crate::cell::Cell;
+            $(#[test]
+            fn $cell() {
+                Cell::named(stringify!($cell)).run(crate::$module::$case);
+            })+
+        })+
+    };
+}
+
+cells! {
+    cluster_ip::a_pod_reaches_remote_endpoints: tun_uplink_plain tun_uplink_invalid_drop tun_overlay_conntrack;
+    cluster_ip::a_node_process_reaches_local_endpoints: tun_uplink_plain tun_uplink_invalid_drop;
+    cluster_ip::a_node_process_reaches_remote_endpoints: tun_uplink_plain tun_overlay_conntrack tun_overlay_invalid_drop;
+    cluster_ip::a_node_process_hears_its_answers_where_the_node_is_an_endpoint: tun_uplink_invalid_drop;
+    cluster_ip::an_external_host_reaches_a_cluster_ip_through_the_node: tun_uplink_plain tun_uplink_invalid_drop;
+    node_port::a_local_node_port_keeps_the_clients_address: tun_uplink_plain tun_uplink_invalid_drop;
+    node_port::rule_92_a_process_of_the_node_reaches_its_own_node_port: tun_uplink_plain tun_overlay_conntrack;
+    masquerade::rule_68_a_client_outside_is_masqueraded_to_every_endpoint: tun_uplink_invalid_drop tun_overlay_conntrack
+        tun_overlay_invalid_drop;
+    masquerade::a_datagram_in_fragments_arrives_both_ways: tun_uplink_plain tun_uplink_invalid_drop;
+    masquerade::pitfall_p1_4_a_narrow_link_to_the_endpoint_is_told_to_the_client: tun_uplink_invalid_drop;
+    reject::rule_54_a_service_without_endpoints_is_refused_at_once: tun_uplink_plain tun_uplink_invalid_drop;
+    reject::an_unknown_port_of_a_cluster_ip_is_refused_at_once: tun_uplink_plain;
+    payload::large_transfers_arrive_whole: tun_uplink_invalid_drop;
+    flat::a_narrow_overlay_is_told_to_the_client: tun_overlay_conntrack tun_overlay_invalid_drop;
+    flat::a_remote_pod_asks_through_the_overlay: tun_overlay_conntrack;
+}
+
+/// The overlay's MTU is smaller than everybody else's.
+pub(crate) fn a_narrow_overlay_is_told_to_the_client(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+    const SIZE: usize = 1 << 18;
+    if proto == Proto::Udp {
+        return Ok(());
+    }
+    let (service, lab) = (cluster.masqueraded_service("narrow-overlay"), &cluster.lab);
+    service.serve(&service.remotes(), &lab.ext.ns, Ask::new(proto, service.node_port(v6)))?;
+    let before = cluster.outcomes();
+    let ways: [(&Host, SocketAddr); 4] = [
+        (&lab.client, service.vip(v6)),
+        (&lab.client, service.node_port(v6)),
+        (&lab.ext, service.node_port(v6)),
+        (&lab.node, service.vip(v6)),
+    ];
+    // Narrower than the endpoints know it to be.
+    let set = |mtu: &str| lab.node.ns.output("ip", &["link", "set", OVERLAY, "mtu", mtu]);
+    set("1300")?;
+    let done = ways.into_iter().try_for_each(|(from, to)| {
+        let opened = Ask::new(proto, to).open(&from.ns)?;
+        let mut conversation = opened.map_err(|outcome| anyhow::anyhow!("{}: {outcome}", from.name))?;
+        let attempt = conversation.ask_bulk(SIZE, SIZE);
+        ensure!(attempt.outcome.answer_at_last().is_some(), "{} → {to}: {attempt}", from.name);
+        Ok(())
+    });
+    set("1400")?;
+    done?;
+    let told = cluster.outcomes_since(&before);
+    ensure!(told.contains(Outcome::IcmpError.name()), "nobody was told: {told}");
+    Ok(())
+}
+
+/// A request that arrives by the overlay: for a pod of the node, and for the very pod that asks.
+pub(crate) fn a_remote_pod_asks_through_the_overlay(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+    let (service, ext) = (cluster.service("from-overlay"), &cluster.lab.ext.ns);
+    let ask = Ask::new(proto, service.vip(v6));
+    service.serve(&service.pods(&[0]), &cluster.lab.client.ns, ask)?;
+    let (remote, vip) = (Lab::remote_pods(v6)[0], service.vip(v6).ip().to_string());
+    let ask = ask.from(SocketAddr::new(remote, 0));
+    ext.output("ip", &["route", "add", &vip, "dev", OVERLAY])?;
+    ensure!(answered(ext, ask)?.server == "pod-a");
+    service.endpoints(&service.remotes().into_iter().filter(|e| e.ip == remote).collect::<Vec<_>>())?;
+    let seen = eventually("an answer of the pod itself", ext, ask, |a| a.outcome.server() == Some("remote-0"))?;
+    let own = cluster.lab.ip_towards_remote_pods(v6);
+    ensure!(seen.outcome.answer().is_some_and(|answer| answer.peer.ip() == own), "{seen}");
+    ext.output("ip", &["route", "del", &vip, "dev", OVERLAY]).map(drop)
+}
+
+#[test]
+fn connections_over_a_tun_outlive_restarts() {
+    let cluster = Cluster::own(Cell::named("tun_uplink_invalid_drop"), AgentOptions::default());
+    let (service, ext) = (cluster.masqueraded_service("restarts"), &cluster.lab.ext.ns);
+    let to = service.node_port(true);
+    let endpoints = [service.pods(&[0]), service.remotes()].concat();
+    service.serve(&endpoints, ext, Ask::new(Proto::Tcp, to)).expect("a NodePort");
+    let plan = |fresh| {
+        let (workers, pause) = (1, Duration::from_micros(500));
+        LoadPlan { fresh, workers, pause, ..LoadPlan::new(Proto::Tcp, to) }
+    };
+    let loads = [false, true].map(|fresh| Load::start(ext, plan(fresh)).expect("a load"));
+    for _ in 0..3 {
+        let mut agent = cluster.agent.lock().expect("no other case uses this cluster");
+        agent.stop().expect("it ends");
+        agent.restart(&cluster.lab).expect("it starts again");
+        drop(agent);
+        assert!(loads.iter().all(Load::turn_over), "a request hangs");
+    }
+    for report in loads.map(Load::stop) {
+        assert!(report.failures().is_empty(), "{report}\n{}", cluster.agent_log_tail());
+    }
+    // A clean-up leaves nothing behind: what the tun brings is nobody's.
+    let mut agent = cluster.agent.lock().expect("no other case uses this cluster");
+    agent.stop().expect("it ends");
+    let said = agent.fairlead(&["cleanup"]).expect("it cleans up");
+    assert!(said.contains("flat_ingress_stub") && said.contains("PROGRAMS_FLAT"), "{said}");
+    assert!(!agent.pin_path.exists(), "{} is left", agent.pin_path.display());
+    let unserved = Ask::new(Proto::Tcp, to).timeout(PATIENCE).once(ext).expect("a question");
+    assert_eq!(unserved.outcome, fairlead_lab::Outcome::Refused, "after a clean-up");
+    agent.restart(&cluster.lab).expect("it starts again");
+    drop(agent);
+    eventually("an answer after a new start", ext, Ask::new(Proto::Tcp, to), |a| a.outcome.answer().is_some())
+        .expect("an answer");
+}
+
+/// Programs for flat devices are loaded when the first one comes, and serve those that come after it.
+#[test]
+fn a_tun_that_comes_and_goes_is_served_each_time() {
+    let cluster = Cluster::own(Cell::named("routed_plain"), AgentOptions::default());
+    let (node, ext) = (&cluster.lab.node.ns, &cluster.lab.ext.ns);
+    let said = |what: &str| {
+        let agent = cluster.agent.lock().expect("no other case uses this cluster");
+        agent.log_text().contains(what)
+    };
+    let served = |wanted: bool| {
+        let agent = cluster.agent.lock().expect("no other case uses this cluster");
+        let rows: serde_json::Value =
+            serde_json::from_str(&agent.fairlead(&["devices", "-o", "json"]).expect("a list")).expect("JSON");
+        let row = rows.as_array().into_iter().flatten().find(|row| row["name"] == "come").cloned();
+        row.is_some_and(|row| row["ingress"] != "none" && row["egress"] != "none" && row["role"] == "tunnel") == wanted
+    };
+    assert!(!said("without an Ethernet header"), "programs that nobody needs yet");
+    for round in 0..2 {
+        let tun = TunPair::new((node, "come"), (ext, "come")).expect("a pair of tun devices");
+        node.output("ip", &["link", "set", "come", "up"]).expect("it comes up");
+        assert!(wait_until(PATIENCE, || served(true)), "round {round}: not served\n{}", cluster.agent_log_tail());
+        assert!(said("without an Ethernet header"));
+        drop(tun);
+        assert!(wait_until(PATIENCE, || served(false)), "round {round}: still listed\n{}", cluster.agent_log_tail());
+    }
+}

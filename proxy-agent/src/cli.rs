@@ -85,7 +85,8 @@ fn print(text: &str) -> anyhow::Result<()> {
 fn show<R: Serialize + Row>(rows: &[R], output: Output) -> anyhow::Result<ExitCode> {
     match output {
         Output::Json => print(&format!("{}\n", serde_json::to_string_pretty(rows)?))?,
-        Output::Table | Output::Wide => print(&table(rows).to_string())?,
+        Output::Table => print(&table(rows).to_string())?,
+        Output::Wide => print(&wide(rows).to_string())?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -96,12 +97,24 @@ fn table<R: Row>(rows: &[R]) -> Table {
     table
 }
 
+fn wide<R: Row>(rows: &[R]) -> Table {
+    let mut table = Table::new(&[R::HEADER, R::WIDE].concat());
+    rows.iter().for_each(|row| table.row([row.cells(), row.wide()].concat()));
+    table
+}
+
 /// Something with a line in a table.
 trait Row {
     /// Column names.
     const HEADER: &'static [&'static str];
+    /// Further ones where there is room.
+    const WIDE: &'static [&'static str] = &[];
     /// As many cells.
     fn cells(&self) -> Vec<String>;
+    /// As many further ones.
+    fn wide(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// The pins that a command is to look at.

@@ -9,6 +9,7 @@ pub mod inventory;
 pub mod netlink;
 pub mod role;
 pub mod select;
+pub mod told;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -28,6 +29,7 @@ use desired::{Wishes, desired};
 use fitter::{Fitter, Goal, Goals};
 use inventory::Inventory;
 use netlink::{Changes, NetlinkError, Notice};
+use told::ToldFile;
 
 /// Everything is read again this often, because the kernel does not tell of every route that goes.
 const REREAD: Duration = Duration::from_secs(60);
@@ -88,13 +90,15 @@ pub struct Census {
     /// How many, by role and by state: `attached`, `described` (its entry is all it needs), `waiting` for an attempt that
     /// succeeds, or `left_alone`.
     pub devices: BTreeMap<(&'static str, &'static str), u64>,
+    /// Foreign programs on the wrong side of ours.
+    pub conflicts: u64,
     /// How full `DEVICES` is.
     pub map: MapUse,
 }
 
 impl Default for Census {
     fn default() -> Self {
-        Self { devices: BTreeMap::new(), map: MapUse { map: "DEVICES", entries: 0, capacity: 0 } }
+        Self { devices: BTreeMap::new(), conflicts: 0, map: MapUse { map: "DEVICES", entries: 0, capacity: 0 } }
     }
 }
 
@@ -127,7 +131,7 @@ impl Devices {
         let mut inventory = Inventory::default();
         inventory.replace(netlink::read_all(&handle).await?);
         let goals = Arc::new(Goals::new(Goal::of(&inventory, &wishes)));
-        let fitter = Fitter::new(attacher, DeviceMap::open(pins)?, Arc::clone(&goals), told);
+        let fitter = Fitter::new(attacher, DeviceMap::open(pins)?, ToldFile::of(pins), Arc::clone(&goals), told);
         Ok((Self { changes, handle, inventory, wishes, goals, fitter, addresses, census }, receiver))
     }
 

@@ -11,6 +11,9 @@ use super::print;
 use super::table::Table;
 use crate::args::CheckArgs;
 use crate::config::{NodePortAddresses, Sizes};
+use crate::dataplane::attach::Hook;
+use crate::dataplane::attach::links::Links;
+use crate::dataplane::attach::standing::misplaced;
 use crate::dataplane::pin::{PinError, PinRoot};
 use crate::dataplane::probe::{self, kube_proxy};
 use crate::dataplane::{load, sys};
@@ -73,6 +76,9 @@ pub(super) fn main(args: CheckArgs) -> anyhow::Result<ExitCode> {
     let devices = devices(&mut report);
     if sys::is_root() && devices.as_ref().is_some_and(|found| found.devices.values().any(|d| d.flat && d.programs)) {
         verifier(&mut report, load::FLAT_OBJECT, "the programs of devices without an Ethernet header");
+    }
+    if let Some(devices) = &devices {
+        neighbours(&mut report, &pins, devices);
     }
     sysctl::check(&mut report, &pins, devices.as_ref());
     let ipv6 = probe::has_ipv6();
@@ -187,19 +193,40 @@ fn devices(report: &mut Report) -> Option<Desired> {
     }
 }
 
+/// Foreign programs on the devices that would be served, and those on the wrong side of ours where it is attached.
+fn neighbours(report: &mut Report, pins: &PinRoot, devices: &Desired) {
+    let Ok(links) = Links::new(pins) else { return };
+    for (index, device) in devices.devices.iter().filter(|(_, device)| device.programs) {
+        for hook in Hook::ALL {
+            // Without rights nobody is told.
+            let standing = links.standing(*index, hook, &device.filters).unwrap_or_default();
+            let wrong = misplaced(&standing, hook);
+            for program in standing.iter().filter(|program| !program.own) {
+                let side = match (wrong.contains(program), hook) {
+                    (true, Hook::Ingress) => {
+                        "conflict, before Fairlead's: what it redirects or takes never comes to it"
+                    }
+                    (true, Hook::Egress) => "conflict, behind Fairlead's: it sees translated packets on one side only",
+                    (false, _) => "somebody else's program",
+                };
+                report.add(Weight::Note, format!("{} {}: {program}: {side}", device.name, hook.name()));
+            }
+        }
+    }
+}
+
 fn device_table(devices: &Desired) -> String {
-    let mut table = Table::new(&["DEVICE", "ROLE", "PROGRAMS"]);
-    let mut rows: Vec<_> = devices
-        .devices
-        .iter()
-        .map(|(index, d)| {
-            (*index, d.name.clone(), role_name(Some(d.role)), if d.programs { "yes" } else { "its ports'" })
-        })
-        .chain(devices.skipped.iter().map(|(index, (name, reason))| (*index, name.clone(), "none", &**reason)))
-        .collect();
+    let mut table = Table::new(&["DEVICE", "ROLE", "PROGRAMS", "WHY"]);
+    let served = devices.devices.iter().map(|(index, d)| {
+        let programs = if d.programs { "yes" } else { "its ports'" };
+        (*index, d.name.clone(), role_name(Some(d.role)), programs, d.why.to_string())
+    });
+    let skipped =
+        devices.skipped.iter().map(|(index, (name, why))| (*index, name.clone(), "none", "no", why.to_string()));
+    let mut rows: Vec<_> = served.chain(skipped).collect();
     rows.sort();
-    for (_, name, role, programs) in rows {
-        table.row(vec![name, role.to_owned(), programs.to_owned()]);
+    for (_, name, role, programs, why) in rows {
+        table.row(vec![name, role.to_owned(), programs.to_owned(), why]);
     }
     let root = if sys::is_root() { "" } else { "(without rights, foreign filters are not seen)\n" };
     format!("{table}{root}")

@@ -11,6 +11,7 @@ use crate::dataplane::attach;
 use crate::dataplane::pin::{self, PinError, PinRoot};
 use crate::dataplane::sys;
 use crate::devices::netlink;
+use crate::devices::told::ToldFile;
 use crate::status::file::StatusFile;
 use crate::sysctl::{Set, Sysctls};
 
@@ -41,6 +42,10 @@ pub(super) fn main(args: PinArgs) -> anyhow::Result<ExitCode> {
         }
         Err(error) => problems.push(format!("cannot restore what {} says: {error}", sysctls.record().display())),
     }
+    match ToldFile::of(&pins).remove() {
+        Ok(_) => {}
+        Err(error) => problems.push(format!("cannot remove what was told of devices: {error}")),
+    }
     let status = StatusFile::of(&pins);
     match status.remove() {
         Ok(true) => report.push(format!("removed {}", status.path().display())),
@@ -69,13 +74,13 @@ fn is_version(name: &str) -> bool {
 /// Removes our clsact filters from every device of this network namespace. The clsact qdisc stays: others may use it.
 fn remove_filters(report: &mut Vec<String>, problems: &mut Vec<String>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let names = runtime.block_on(async {
+    let links = runtime.block_on(async {
         let handle = netlink::questions()?;
-        netlink::names(&handle).await
+        netlink::links(&handle).await
     })?;
-    for name in names.values() {
-        match attach::remove_filters(name) {
-            Ok(true) => report.push(format!("detached the clsact filters of {name}")),
+    for link in links.values() {
+        match attach::remove_filters(&link.name) {
+            Ok(true) => report.push(format!("detached the clsact filters of {}", link.name)),
             Ok(false) => {}
             Err(error) => problems.push(error.to_string()),
         }

@@ -5,6 +5,7 @@
 //! Programs that are not ours are never touched.
 
 pub mod links;
+pub mod standing;
 
 use std::io;
 use std::mem;
@@ -16,12 +17,13 @@ use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 
 use super::load::{EGRESS_STUB, INGRESS_STUB, LoadError, Programs};
 use super::pin::{PinLock, PinRoot};
-use super::sys;
+use super::sys::{self, Insn};
 use crate::args::AttachMode;
 use links::Links;
+use standing::{Filters, Standing};
 
 /// Where a program stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Hook {
     /// tc ingress.
     Ingress,
@@ -199,6 +201,32 @@ impl Attacher {
         Ok(())
     }
 
+    /// What stands at a hook of a device with these filters.
+    pub fn standing(&self, ifindex: u32, hook: Hook, filters: &Filters) -> io::Result<Vec<Standing>> {
+        self.links.standing(ifindex, hook, filters)
+    }
+
+    /// Puts ours back into its place among the programs of tcx. No program may stand at a hook twice, so a link with nothing
+    /// of ours is put there first, and then ours changes from the old link into it: between two system calls, in which a
+    /// packet meets both.
+    pub fn put_in_place(&mut self, target: Target<'_>, hook: Hook) -> Result<(), AttachError> {
+        let Target { ifindex, name, flat, .. } = target;
+        let pin = self.links.path(ifindex, hook);
+        let moved = self.programs.with_another_stub(hook.stub(), flat, |stub| {
+            let Some(old) = sys::open_pin(&pin)? else { return Ok(()) };
+            let nothing = sys::load_classifier(&NEXT)?;
+            let new = sys::attach_tcx(nothing.as_fd(), ifindex, hook == Hook::Egress)?;
+            // A program of its own for each link, here too.
+            let nothing = sys::load_classifier(&NEXT)?;
+            let stub = stub.fd()?.as_fd();
+            sys::update_link(new.as_fd(), stub)?;
+            sys::update_link(old.as_fd(), nothing.as_fd())?;
+            std::fs::remove_file(&pin)?;
+            Ok(sys::pin(&new, &pin)?)
+        });
+        moved.map_err(|source: Cause| AttachError::new("move", hook, name, ifindex, source))
+    }
+
     /// Detaches both stubs from a device that stays.
     pub fn detach(&mut self, ifindex: u32, name: &str) -> Result<(), AttachError> {
         for hook in Hook::ALL {
@@ -264,6 +292,10 @@ impl Attacher {
     }
 }
 
+/// `r0 = TCX_NEXT; exit`.
+const NEXT: [Insn; 2] =
+    [Insn { code: 0xb7, dst: 0, src: 0, off: 0, imm: -1 }, Insn { code: 0x95, dst: 0, src: 0, off: 0, imm: 0 }];
+
 fn is_os_error(error: &ProgramError, code: i32) -> bool {
     match error {
         ProgramError::TcError(TcError::NetlinkError(e)) | ProgramError::NetlinkError(e) => {
@@ -309,24 +341,6 @@ pub fn remove_filters(device: &str) -> Result<bool, AttachError> {
     Ok(any)
 }
 
-/// Names of the tcx programs on a device's hook, ours included, in the order in which they run.
-pub fn tcx_programs(device: &str, hook: Hook) -> Vec<String> {
-    match SchedClassifier::query_tcx(device, hook.attach_type()) {
-        Ok((_, programs)) => programs.iter().map(|p| p.name_as_str().unwrap_or("").to_owned()).collect(),
-        // No tcx in this kernel.
-        Err(_) => Vec::new(),
-    }
-}
-
-/// Foreign programs that stand where ours should: before it at ingress, behind it at egress.
-pub fn out_of_place(programs: &[String], hook: Hook) -> &[String] {
-    let own = |name: &String| name == hook.stub();
-    match hook {
-        Hook::Ingress => &programs[..programs.iter().position(own).unwrap_or(0)],
-        Hook::Egress => &programs[programs.iter().rposition(own).map_or(programs.len(), |i| i + 1)..],
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -352,15 +366,5 @@ mod tests {
         assert!(is_own_filter(u16::MAX, HANDLE.into()));
         assert!(!is_own_filter(2, HANDLE.into()));
         assert!(!is_own_filter(1, 1));
-    }
-
-    #[test]
-    fn programs_out_of_place_are_found() {
-        let names = |list: &[&str]| list.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
-        let ingress = names(&["other", "ingress_stub", "third"]);
-        assert_eq!(out_of_place(&ingress, Hook::Ingress), ["other"]);
-        let egress = names(&["other", "egress_stub", "third"]);
-        assert_eq!(out_of_place(&egress, Hook::Egress), ["third"]);
-        assert!(out_of_place(&names(&["egress_stub"]), Hook::Egress).is_empty());
     }
 }

@@ -236,43 +236,22 @@ type Stubs = [(&'static str, SchedClassifier); 2];
 /// they were loaded from is megabytes.
 #[derive(Debug)]
 pub struct Programs {
-    stubs: Stubs,
-    flat: Flat,
-}
-
-/// The programs of devices without Ethernet, and what loads them.
-#[derive(Debug)]
-struct Flat {
     pins: PinRoot,
     sizes: Sizes,
     ipv6: bool,
-    /// Once they are needed; or why they cannot be had, which another attempt would not change.
-    stubs: Option<Result<Stubs, String>>,
-}
-
-impl Flat {
-    fn stubs(&mut self) -> Result<&mut Stubs, LoadError> {
-        let Self { pins, sizes, ipv6, stubs } = self;
-        let stubs = stubs.get_or_insert_with(|| {
-            let began = std::time::Instant::now();
-            let loaded =
-                load_flat(pins, sizes, *ipv6).map_err(|error| format!("the programs for it do not load: {error}"));
-            if loaded.is_ok() {
-                let took_ms = began.elapsed().as_millis() as u64;
-                tracing::info!(took_ms, "programs loaded for devices without an Ethernet header");
-            }
-            loaded
-        });
-        stubs.as_mut().map_err(|why| LoadError::Flat(why.clone()))
-    }
+    stubs: Stubs,
+    /// Those of devices without Ethernet, once they are needed; or why they cannot be had, which another attempt would not
+    /// change.
+    flat: Option<Result<Stubs, String>>,
 }
 
 fn load_flat(pins: &PinRoot, sizes: &Sizes, ipv6: bool) -> Result<Stubs, LoadError> {
-    let shapes = sized(shapes_of(FLAT_OBJECT)?, sizes, ipv6);
-    check_pinned(pins, &shapes)?;
-    let mut ebpf = create_maps(FLAT_OBJECT, &shapes, pins)?;
+    let began = std::time::Instant::now();
+    let mut ebpf = create_maps(FLAT_OBJECT, pins, sizes, ipv6)?;
     load_programs(&mut ebpf)?;
     switch(&mut ebpf, &FLAT, pins)?;
+    let took_ms = began.elapsed().as_millis() as u64;
+    tracing::info!(took_ms, "programs loaded for devices without an Ethernet header");
     stubs(&FLAT, pins)
 }
 
@@ -295,9 +274,30 @@ impl Programs {
     /// The stub that is attached under this name, [`INGRESS_STUB`] or [`EGRESS_STUB`]. The first of a `flat` device loads
     /// its programs.
     pub fn stub(&mut self, name: &'static str, flat: bool) -> Result<&mut SchedClassifier, LoadError> {
-        let stubs = if flat { self.flat.stubs()? } else { &mut self.stubs };
+        let Self { pins, sizes, ipv6, stubs, flat: others } = self;
+        let stubs = if flat {
+            let load =
+                || load_flat(pins, sizes, *ipv6).map_err(|error| format!("the programs for it do not load: {error}"));
+            others.get_or_insert_with(load).as_mut().map_err(|why| LoadError::Flat(why.clone()))?
+        } else {
+            stubs
+        };
         let stub = stubs.iter_mut().find(|(stub, _)| *stub == name);
         stub.map(|(_, program)| program).ok_or(LoadError::Missing(name))
+    }
+
+    /// Hands out another program of a stub's instructions.
+    pub fn with_another_stub<T, E: From<LoadError>>(
+        &self,
+        name: &'static str,
+        flat: bool,
+        then: impl FnOnce(&mut SchedClassifier) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let object = if flat { FLAT_OBJECT } else { OBJECT };
+        let mut ebpf = create_maps(object, &self.pins, &self.sizes, self.ipv6)?;
+        let stub = classifier(&mut ebpf, name)?;
+        stub.load().map_err(|source| LoadError::Program { program: name, source })?;
+        then(stub)
     }
 }
 
@@ -309,25 +309,25 @@ pub fn load(options: &Options<'_>) -> Result<Programs, LoadError> {
     if let Err(error) = sys::raise_memlock() {
         tracing::debug!(%error, "cannot lift the limit on locked memory");
     }
-    let shapes = sized(shapes_of(options.object)?, options.sizes, options.ipv6);
     check_versions(options.pins)?;
-    check_pinned(options.pins, &shapes)?;
-    if let Some(shape) = shapes.get("NAMES") {
-        names::make(options.pins, shape).map_err(|source| LoadError::System { op: "make the map NAMES", source })?;
-    }
-    let mut ebpf = create_maps(options.object, &shapes, options.pins)?;
+    let Options { object, pins, sizes, ipv6, .. } = *options;
+    let mut ebpf = create_maps(object, pins, sizes, ipv6)?;
     configure(&mut ebpf, options)?;
     // All are verified before the first is switched in.
     load_programs(&mut ebpf)?;
-    switch(&mut ebpf, &ETHERNET, options.pins)?;
-    let flat = Flat { pins: options.pins.clone(), sizes: options.sizes.clone(), ipv6: options.ipv6, stubs: None };
-    Ok(Programs { stubs: stubs(&ETHERNET, options.pins)?, flat })
+    switch(&mut ebpf, &ETHERNET, pins)?;
+    Ok(Programs { pins: pins.clone(), sizes: *sizes, ipv6, stubs: stubs(&ETHERNET, pins)?, flat: None })
 }
 
-/// Creates the maps, or takes over those that are pinned.
-fn create_maps(object: &[u8], shapes: &BTreeMap<String, Shape>, pins: &PinRoot) -> Result<Ebpf, LoadError> {
+/// Creates the maps of an object, or takes over those that are pinned and are as they should be.
+fn create_maps(object: &[u8], pins: &PinRoot, sizes: &Sizes, ipv6: bool) -> Result<Ebpf, LoadError> {
+    let shapes = sized(shapes_of(object)?, sizes, ipv6);
+    check_pinned(pins, &shapes)?;
+    if let Some(shape) = shapes.get("NAMES") {
+        names::make(pins, shape).map_err(|source| LoadError::System { op: "make the map NAMES", source })?;
+    }
     let mut loader = EbpfLoader::new();
-    for (name, shape) in shapes {
+    for (name, shape) in &shapes {
         loader.map_max_entries(name, shape.max_entries);
         if is_pinned(name) {
             loader.map_pin_path(name, pins.map(name));

@@ -164,6 +164,22 @@ pub fn create_typed_map(name: &CStr, shape: &Shape, types: &OwnedFd, key: u32, v
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
+/// Attaches a program by a tcx link before all others at ingress, behind all others at egress.
+pub fn attach_tcx(program: BorrowedFd<'_>, ifindex: u32, egress: bool) -> io::Result<OwnedFd> {
+    // `BPF_F_BEFORE` and `BPF_F_AFTER`: without another program, of all of them.
+    const PLACE: [u32; 2] = [1 << 3, 1 << 4];
+    let mut attr = zeroed_attr();
+    // SAFETY: plain stores into a union whose other members are not read.
+    let create = unsafe { &mut attr.link_create };
+    create.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+    create.__bindgen_anon_2.target_ifindex = ifindex;
+    create.attach_type = TCX_ATTACH[usize::from(egress)];
+    create.flags = PLACE[usize::from(egress)];
+    let fd = bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr)?;
+    // SAFETY: the call returned a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
 /// Exchanges the program of a link in one step.
 pub fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = zeroed_attr();
@@ -174,6 +190,17 @@ pub fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
 
 /// The tag of a loaded program: equal for equal instructions.
 pub fn program_tag(id: u32) -> io::Result<u64> {
+    Ok(u64::from_be_bytes(program_info(id)?.tag))
+}
+
+/// The name of a loaded program, as far as the kernel keeps it.
+pub fn program_name(id: u32) -> io::Result<String> {
+    let name = program_info(id)?.name.map(|byte| byte as u8);
+    let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+    Ok(String::from_utf8_lossy(&name[..end]).into_owned())
+}
+
+fn program_info(id: u32) -> io::Result<bpf_prog_info> {
     let mut attr = zeroed_attr();
     attr.__bindgen_anon_6.__bindgen_anon_1.prog_id = id;
     let fd = bpf(bpf_cmd::BPF_PROG_GET_FD_BY_ID, &mut attr)?;
@@ -186,7 +213,33 @@ pub fn program_tag(id: u32) -> io::Result<u64> {
     attr.info.info_len = size_of::<bpf_prog_info>() as u32;
     attr.info.info = &mut info as *mut bpf_prog_info as u64;
     bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
-    Ok(u64::from_be_bytes(info.tag))
+    Ok(info)
+}
+
+/// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS` of `enum bpf_attach_type`.
+const TCX_ATTACH: [u32; 2] = [46, 47];
+
+/// Program and link of everything that tcx runs at a hook of a device, in this order. Nothing on a kernel without tcx.
+pub fn tcx_programs(ifindex: u32, egress: bool) -> io::Result<Vec<(u32, u32)>> {
+    // `BPF_MPROG_MAX`.
+    const MOST: usize = 64;
+    let (mut programs, mut links) = ([0u32; MOST], [0u32; MOST]);
+    let mut attr = zeroed_attr();
+    // SAFETY: plain stores into a union whose other members are not read.
+    let query = unsafe { &mut attr.query };
+    query.__bindgen_anon_1.target_ifindex = ifindex;
+    query.attach_type = TCX_ATTACH[usize::from(egress)];
+    query.prog_ids = programs.as_mut_ptr() as u64;
+    query.link_ids = links.as_mut_ptr() as u64;
+    query.__bindgen_anon_2.count = MOST as u32;
+    match bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr) {
+        Ok(_) => {}
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => return Ok(Vec::new()),
+        Err(e) => return Err(e),
+    }
+    // SAFETY: the kernel wrote the number of programs there.
+    let count = unsafe { attr.query.__bindgen_anon_2.count } as usize;
+    Ok(programs.into_iter().zip(links).take(count).collect())
 }
 
 fn create_map(kind: bpf_map_type, value_size: u32, entries: u32, inner: Option<&OwnedFd>) -> io::Result<OwnedFd> {
@@ -240,9 +293,8 @@ pub struct Insn {
     pub imm: i32,
 }
 
-/// Loads a classifier made of these instructions and runs it once on an empty frame: how a helper of this kernel
-/// reacts to its arguments. Returns what the program returned.
-pub fn try_classifier(insns: &[Insn]) -> io::Result<i32> {
+/// Loads a classifier made of these instructions.
+pub fn load_classifier(insns: &[Insn]) -> io::Result<OwnedFd> {
     let code: Vec<bpf_insn> = insns
         .iter()
         .map(|i| {
@@ -266,8 +318,13 @@ pub fn try_classifier(insns: &[Insn]) -> io::Result<i32> {
     load.license = license.as_ptr() as u64;
     let fd = bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr)?;
     // SAFETY: the call returned a new descriptor that nobody else owns.
-    let program = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
 
+/// Loads a classifier made of these instructions and runs it once on an empty frame: how a helper of this kernel
+/// reacts to its arguments. Returns what the program returned.
+pub fn try_classifier(insns: &[Insn]) -> io::Result<i32> {
+    let program = load_classifier(insns)?;
     let frame = [0u8; 64];
     let mut attr = zeroed_attr();
     attr.test.prog_fd = program.as_raw_fd() as u32;

@@ -9,6 +9,7 @@ use super::inventory::{Device, Framing, Inventory, MAIN_TABLE};
 use super::role::{Why, decide};
 use super::select::Selection;
 use crate::config::{LocalDevices, NodePortAddresses};
+use crate::dataplane::attach::standing::Filters;
 
 /// A device as it should be served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub struct Served {
     pub programs: bool,
     /// A foreign clsact filter stands at egress: ours must stand behind it.
     pub foreign_egress: bool,
+    /// Every clsact filter.
+    pub filters: Filters,
 }
 
 /// What should be.
@@ -71,7 +74,8 @@ pub fn desired(inventory: &Inventory, wishes: &Wishes) -> Desired {
                     role,
                     flat: device.link.framing == Framing::Flat,
                     programs: decision.carries_programs(),
-                    foreign_egress: device.foreign_egress,
+                    foreign_egress: device.filters.foreign_egress(),
+                    filters: device.filters.clone(),
                     why: decision.why,
                 };
                 desired.devices.insert(device.link.index, served);
@@ -203,6 +207,7 @@ pub fn steps(now: &Desired, next: &Desired) -> Vec<Step> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataplane::attach::standing::Filter;
     use crate::devices::inventory::tests::{address, inventory, link, route};
     use crate::devices::inventory::{Address, Event, Kind, Link};
 
@@ -314,7 +319,8 @@ mod tests {
     fn a_foreign_filter_moves_the_egress_program() {
         let mut inv = node();
         let first = desired(&inv, &wishes());
-        inv.apply(Event::Filters { index: 2, foreign_egress: true });
+        let filter = Filter { priority: 77, handle: 1, name: "policy".to_owned(), program: 7 };
+        inv.apply(Event::Filters { index: 2, filters: Filters { egress: vec![filter], ..Filters::default() } });
         assert_eq!(steps(&first, &desired(&inv, &wishes())), [Step::Attach(2)]);
     }
 

@@ -13,11 +13,17 @@ use tokio::sync::{oneshot, watch};
 
 use super::desired::{Desired, Served, Step, Wishes, desired, steps};
 use super::inventory::Inventory;
+use super::told::{self, Told, ToldFile};
 use super::{Census, DeviceMap, DevicesError, NodeAddresses, select};
-use crate::dataplane::attach::{self, AttachError, Attacher, Hook, Target};
+use crate::dataplane::attach::standing::{By, Standing, misplaced};
+use crate::dataplane::attach::{AttachError, Attacher, Hook, Target};
 
 /// What could not be attached is tried again this often.
 const RETRY: Duration = Duration::from_secs(1);
+/// The kernel does not tell that somebody has attached a program of tcx: it is looked for this often.
+const LOOK: Duration = Duration::from_secs(5);
+/// Ours is put back into its place so often on a device: whoever insists as well is reported, and left there.
+const MOST_MOVES: u8 = 3;
 
 /// What should be, and which devices there are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -102,11 +108,25 @@ pub(super) struct Fitter {
     /// What is.
     now: Desired,
     census: watch::Sender<Census>,
+    /// Foreign programs on the wrong side of ours.
+    conflicts: BTreeMap<(u32, Hook), Vec<Standing>>,
+    /// How often ours was put back, by ifindex, epoch and hook.
+    moves: BTreeMap<(u32, u32, Hook), u8>,
+    file: ToldFile,
+    /// What it says.
+    told: Option<Vec<Told>>,
 }
 
 impl Fitter {
-    pub(super) fn new(attacher: Attacher, map: DeviceMap, goals: Arc<Goals>, census: watch::Sender<Census>) -> Self {
-        Self { attacher, map, goals, now: Desired::default(), census }
+    pub(super) fn new(
+        attacher: Attacher,
+        map: DeviceMap,
+        file: ToldFile,
+        goals: Arc<Goals>,
+        census: watch::Sender<Census>,
+    ) -> Self {
+        let (now, conflicts, moves) = (Desired::default(), BTreeMap::new(), BTreeMap::new());
+        Self { attacher, map, goals, now, census, conflicts, moves, file, told: None }
     }
 
     /// Follows the goals until they are over. Says when all of a goal has been tried for the first time.
@@ -119,12 +139,14 @@ impl Fitter {
             }
             known = number;
             let whole = self.bring_into_step(&goal, number);
+            self.tell(&goal);
+            self.look(&goal);
             if let Some(first) = first.take_if(|_| whole) {
                 // The task that waits for it may have lost patience.
                 first.send(()).unwrap_or_default();
             }
             let complete = steps(&self.now, &goal.desired).is_empty();
-            pause = (!complete).then_some(RETRY);
+            pause = Some(if complete { LOOK } else { RETRY });
         }
         Ok(())
     }
@@ -190,6 +212,7 @@ impl Fitter {
         if !next.skipped.is_empty() {
             census.devices.insert((select::role_name(None), "left_alone"), next.skipped.len() as u64);
         }
+        census.conflicts = self.conflicts.values().map(|programs| programs.len() as u64).sum();
         census.map.entries = self.now.devices.len() as u64;
         census.map.capacity = self.map.capacity();
         self.census.send_if_modified(|known| {
@@ -275,16 +298,82 @@ impl Fitter {
                  of TC_ACT_UNSPEC, replies are not translated here; --attach=tcx puts Fairlead in front"
             );
         }
-        for hook in Hook::ALL {
-            let programs = attach::tcx_programs(&next.name, hook);
-            let strangers = attach::out_of_place(&programs, hook);
-            if !strangers.is_empty() {
-                tracing::warn!(
-                    device = %next.name, hook = hook.name(), programs = ?strangers,
-                    "a foreign program stands between Fairlead and the wire; it sees translated packets on one side only"
-                );
+    }
+
+    /// Says why each device is served as it is.
+    fn tell(&mut self, goal: &Goal) {
+        let told = told::of(&goal.desired);
+        if self.told.as_ref() == Some(&told) {
+            return;
+        }
+        if let Err(error) = self.file.write(&told) {
+            tracing::debug!(%error, "why devices are served cannot be shown by `fairlead devices`");
+        }
+        self.told = Some(told);
+    }
+
+    /// Looks for programs that others have put on the wrong side of ours.
+    fn look(&mut self, goal: &Goal) {
+        let attached = |index: &u32| self.now.devices.get(index).is_some_and(|now| now.programs);
+        let devices: Vec<_> = goal.desired.devices.iter().filter(|(index, _)| attached(index)).collect();
+        let mut found = BTreeMap::new();
+        for (index, device) in devices {
+            for hook in Hook::ALL {
+                let wrong = self.misplaced(*index, device, hook);
+                if !wrong.is_empty() {
+                    found.insert((*index, hook), wrong);
+                }
             }
         }
+        for ((index, hook), programs) in &found {
+            if self.conflicts.get(&(*index, *hook)) != Some(programs) {
+                let device = goal.desired.devices.get(index).map_or("", |device| &device.name);
+                let shown: Vec<_> = programs.iter().map(ToString::to_string).collect();
+                match hook {
+                    Hook::Ingress => tracing::warn!(
+                        device, hook = hook.name(), programs = ?shown,
+                        "conflict: foreign programs stand before Fairlead's; what they redirect or take never comes to it"
+                    ),
+                    Hook::Egress => tracing::warn!(
+                        device, hook = hook.name(), programs = ?shown,
+                        "conflict: foreign programs stand behind Fairlead's; they see its packets on one side only"
+                    ),
+                }
+            }
+        }
+        self.moves.retain(|(index, epoch, _), _| {
+            goal.desired.devices.get(index).is_some_and(|device| device.epoch == *epoch)
+        });
+        if self.conflicts != found {
+            self.conflicts = found;
+            self.count(&goal.desired);
+        }
+    }
+
+    /// The programs on the wrong side of ours at a hook, once ours has been put back where that helps.
+    fn misplaced(&mut self, index: u32, device: &Served, hook: Hook) -> Vec<Standing> {
+        let moves = self.moves.get(&(index, device.epoch, hook)).copied().unwrap_or(0);
+        for again in [moves < MOST_MOVES, false] {
+            // A device that goes away meanwhile has nothing on it.
+            let Ok(standing) = self.attacher.standing(index, hook, &device.filters) else { break };
+            let wrong = misplaced(&standing, hook);
+            let by_tcx = |program: &Standing| matches!(program.by, By::Tcx { .. });
+            let ours_by_tcx = standing.iter().any(|program| program.own && by_tcx(program));
+            if !again || !ours_by_tcx || !wrong.iter().any(by_tcx) {
+                return wrong.to_vec();
+            }
+            let programs: Vec<_> = wrong.iter().map(ToString::to_string).collect();
+            *self.moves.entry((index, device.epoch, hook)).or_default() += 1;
+            let Served { name, flat, foreign_egress, .. } = device;
+            let target = Target { ifindex: index, name, flat: *flat, foreign_egress: *foreign_egress };
+            match self.attacher.put_in_place(target, hook) {
+                Ok(()) => {
+                    tracing::info!(device = %name, hook = hook.name(), ?programs, "put back into its place beside these")
+                }
+                Err(error) => report(&error),
+            }
+        }
+        Vec::new()
     }
 }
 

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::dataplane::attach::standing::Filters;
+
 /// What kind of device it is, as far as its role depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -127,12 +129,12 @@ pub enum Event {
     },
     /// A route went away.
     RouteGone(Route),
-    /// A clsact egress filter that is not ours came or went on this device.
+    /// The clsact filters of this device are these now.
     Filters {
         /// ifindex.
         index: u32,
-        /// There is at least one now.
-        foreign_egress: bool,
+        /// All of them.
+        filters: Filters,
     },
 }
 
@@ -145,8 +147,8 @@ pub struct Device {
     pub addresses: Vec<Address>,
     /// Counts how often the ifindex was given anew, so that a re-created device is not taken for the old one.
     pub epoch: u32,
-    /// A foreign clsact filter stands at egress.
-    pub foreign_egress: bool,
+    /// Its clsact filters.
+    pub filters: Filters,
 }
 
 /// Links, addresses and routes.
@@ -207,9 +209,9 @@ impl Inventory {
                     }
                 }
             }
-            Event::Filters { index, foreign_egress } => {
+            Event::Filters { index, filters } => {
                 if let Some(device) = self.devices.get_mut(&index) {
-                    device.foreign_egress = foreign_egress;
+                    device.filters = filters;
                 }
             }
         }
@@ -249,7 +251,7 @@ impl Inventory {
         match self.devices.get_mut(&index) {
             Some(device) => device.link = link,
             None => {
-                self.devices.insert(index, Device { link, addresses: Vec::new(), epoch, foreign_egress: false });
+                self.devices.insert(index, Device { link, addresses: Vec::new(), epoch, filters: Filters::default() });
             }
         }
     }

@@ -12,14 +12,15 @@ use rtnetlink::packet_route::link::{
     InfoData, InfoGre, InfoGre6, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
-use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage};
+use rtnetlink::packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::proto::sys::SocketAddr;
 use rtnetlink::sys::AsyncSocket;
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 
 use super::inventory::{Address, Event, Framing, Hop, Kind, Link, Route, RouteKey};
-use crate::dataplane::attach::{Hook, is_own_filter};
+use crate::dataplane::attach::Hook;
+use crate::dataplane::attach::standing::{Filter, Filters};
 
 /// A question to the kernel that failed.
 #[derive(Debug, thiserror::Error)]
@@ -131,47 +132,59 @@ pub async fn read_all(handle: &Handle) -> Result<Vec<Event>, NetlinkError> {
     Ok(events)
 }
 
-/// Reads whether a foreign clsact filter stands at a device's egress.
+/// Reads a device's clsact filters.
 pub async fn read_filters(handle: &Handle, index: u32) -> Result<Event, NetlinkError> {
-    let filters: Result<Vec<_>, _> = handle.traffic_filter(index as i32).get().egress().execute().try_collect().await;
-    let foreign_egress = match filters {
-        Ok(filters) => filters.iter().any(is_foreign_filter),
-        // The device went away, or has no clsact.
-        Err(rtnetlink::Error::NetlinkError(_)) => false,
-        Err(source) => return Err(NetlinkError::Read { what: "filters", source }),
-    };
-    Ok(Event::Filters { index, foreign_egress })
+    let mut filters = Filters::default();
+    for hook in Hook::ALL {
+        let mut found = handle.traffic_filter(index as i32);
+        let request = match hook {
+            Hook::Ingress => found.get().ingress(),
+            Hook::Egress => found.get().egress(),
+        };
+        let found: Result<Vec<_>, _> = request.execute().try_collect().await;
+        *filters.at_mut(hook) = match found {
+            Ok(found) => found.iter().filter_map(filter).collect(),
+            // The device went away, or has no clsact.
+            Err(rtnetlink::Error::NetlinkError(_)) => Vec::new(),
+            Err(source) => return Err(NetlinkError::Read { what: "filters", source }),
+        };
+        filters.at_mut(hook).sort_by_key(|filter| filter.priority);
+    }
+    Ok(Event::Filters { index, filters })
 }
 
-/// Names of all devices by ifindex.
-pub async fn names(handle: &Handle) -> Result<BTreeMap<u32, String>, NetlinkError> {
+/// All devices by ifindex.
+pub async fn links(handle: &Handle) -> Result<BTreeMap<u32, Link>, NetlinkError> {
     let links: Result<Vec<_>, _> = handle.link().get().execute().try_collect().await;
     let links = links.map_err(|source| NetlinkError::Read { what: "links", source })?;
-    Ok(links.iter().filter_map(link).map(|link| (link.index, link.name)).collect())
+    Ok(links.iter().filter_map(link).map(|link| (link.index, link)).collect())
 }
 
-/// True if our clsact filter stands at this hook of a device.
-pub async fn has_own_filter(handle: &Handle, index: u32, hook: Hook) -> Result<bool, NetlinkError> {
-    let mut filters = handle.traffic_filter(index as i32);
-    let request = match hook {
-        Hook::Ingress => filters.get().ingress(),
-        Hook::Egress => filters.get().egress(),
-    };
-    let filters: Result<Vec<_>, _> = request.execute().try_collect().await;
-    match filters {
-        Ok(filters) => Ok(filters.iter().any(|f| is_own_filter((f.header.info >> 16) as u16, f.header.handle.into()))),
-        // The device went away, or has no clsact.
-        Err(rtnetlink::Error::NetlinkError(_)) => Ok(false),
-        Err(source) => Err(NetlinkError::Read { what: "filters", source }),
-    }
-}
-
-fn is_foreign_filter(message: &TcMessage) -> bool {
+fn filter(message: &TcMessage) -> Option<Filter> {
     let header = &message.header;
     // The priority stands in the upper half of tcm_info, the protocol in the lower. The entry with handle 0 is the
     // priority itself, not a filter.
-    let priority = (header.info >> 16) as u16;
-    u32::from(header.handle) != 0 && !is_own_filter(priority, header.handle.into())
+    let (priority, handle) = ((header.info >> 16) as u16, u32::from(header.handle));
+    if handle == 0 {
+        return None;
+    }
+    let mut filter = Filter { priority, handle, name: String::new(), program: 0 };
+    for attribute in &message.attributes {
+        match attribute {
+            TcAttribute::Kind(kind) if filter.name.is_empty() => filter.name.clone_from(kind),
+            TcAttribute::Options(options) => {
+                for option in options {
+                    match option {
+                        TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => filter.name.clone_from(name),
+                        TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => filter.program = *id,
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Some(filter)
 }
 
 fn decode(message: NetlinkMessage<RouteNetlinkMessage>) -> Option<Notice> {
@@ -199,11 +212,11 @@ fn decode(message: NetlinkMessage<RouteNetlinkMessage>) -> Option<Notice> {
     Some(Notice::Event(event))
 }
 
-/// The device whose egress filters changed; filters of shared blocks have none.
+/// The device whose filters changed; filters of shared blocks have none.
 fn filters_of(message: &TcMessage) -> Option<Notice> {
-    let egress = TcHandle { major: u16::MAX, minor: TcHandle::MIN_EGRESS };
+    let hooks = [TcHandle::MIN_INGRESS, TcHandle::MIN_EGRESS].map(|minor| TcHandle { major: u16::MAX, minor });
     let index = u32::try_from(message.header.index).ok().filter(|index| *index != 0)?;
-    (message.header.parent == egress).then_some(Notice::Filters(index))
+    hooks.contains(&message.header.parent).then_some(Notice::Filters(index))
 }
 
 fn link(message: &LinkMessage) -> Option<Link> {

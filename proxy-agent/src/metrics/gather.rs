@@ -126,6 +126,13 @@ impl Collector for Gathered {
         let devices = numbers.devices.devices.iter();
         let devices = devices.map(|((role, state), n)| ([("role", *role), ("state", *state)], *n));
         gauges(&mut to, "fairlead_devices", "Devices, by role and by whether the programs are attached", devices)?;
+        let conflicts = to.encode_descriptor(
+            "fairlead_device_conflicts",
+            "Foreign programs before Fairlead's at ingress, or behind it at egress",
+            None,
+            MetricType::Gauge,
+        )?;
+        ConstGauge::new(numbers.devices.conflicts).encode(conflicts)?;
         gauges(
             &mut to,
             "fairlead_build_info",

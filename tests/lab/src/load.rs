@@ -187,6 +187,11 @@ impl Report {
         self.samples.iter().filter(|sample| sample.attempt.outcome.answer().is_none()).collect()
     }
 
+    /// The same but for those whose answer took a segment sent again: a packet may have been late, not lost.
+    pub fn unanswered(&self) -> Vec<&Sample> {
+        self.samples.iter().filter(|sample| sample.attempt.outcome.answer_at_last().is_none()).collect()
+    }
+
     /// The slowest answer.
     pub fn slowest(&self) -> Duration {
         self.samples.iter().map(|sample| sample.attempt.elapsed).max().unwrap_or_default()

@@ -94,6 +94,15 @@ impl Drop for Preferred {
     }
 }
 
+/// From now on the calling thread goes before everything that is not the kernel's: for one that is part of the network, whose
+/// delays would look like losses. Best effort, too.
+pub fn go_first() {
+    set_nice(FIRST);
+    let lowest = libc::sched_param { sched_priority: 1 };
+    // SAFETY: a live struct; the calling thread is meant.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const lowest) };
+}
+
 fn set_nice(nice: libc::c_int) {
     // SAFETY: plain integers; the calling thread is meant, not its process.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };

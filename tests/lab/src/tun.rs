@@ -19,7 +19,7 @@ use nix::{
     unistd::{read, write},
 };
 
-use crate::{netns::Namespace, sys};
+use crate::{netns::Namespace, schedule, sys};
 
 /// Both devices; they go when it is dropped.
 #[derive(Debug)]
@@ -57,6 +57,7 @@ impl Drop for TunPair {
 }
 
 fn carry(ends: &[OwnedFd; 2], stop: &AtomicBool) {
+    schedule::go_first();
     let mut buffer = vec![0; 1 << 16];
     while !stop.load(Ordering::Relaxed) {
         let mut waiting = ends.each_ref().map(|end| PollFd::new(end.as_fd(), PollFlags::POLLIN));

@@ -33,7 +33,7 @@ fn split(pointer: *const u8) -> [u32; 2] {
 }
 
 /// A program of two instructions that returns a verdict.
-fn program(verdict: i32) -> io::Result<OwnedFd> {
+pub(crate) fn program(verdict: i32) -> io::Result<OwnedFd> {
     let mut code = [0u8; 16];
     code[0] = 0xb7; // mov64 r0, imm
     code[4..8].copy_from_slice(&verdict.to_ne_bytes());
@@ -48,7 +48,7 @@ fn program(verdict: i32) -> io::Result<OwnedFd> {
 }
 
 /// Pins a program, for `tc` to find.
-fn pin(program: &OwnedFd, path: &std::path::Path) -> io::Result<()> {
+pub(crate) fn pin(program: &OwnedFd, path: &std::path::Path) -> io::Result<()> {
     let name = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())?;
     let mut words = [0u32; 36];
     words[0..2].copy_from_slice(&split(name.as_ptr().cast()));

@@ -94,8 +94,10 @@ fn run_everywhere(filter: &[String], all: bool, counts: &mut Counts, notes: &mut
             notes.push(format!("Linux {}: {error:#}", kernel.series));
         }
         let names = own.failures.iter_mut().chain(own.reasons.iter_mut().map(|(name, _)| name));
+        let names = names.chain(own.not_run.iter_mut().map(|(name, _)| name));
         names.for_each(|name| *name = format!("{} {name}", kernel.series));
         counts.add(&own);
+        counts.not_run.append(&mut own.not_run);
         counts.failures.append(&mut own.failures);
         counts.reasons.append(&mut own.reasons);
     }

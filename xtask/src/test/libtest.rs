@@ -16,7 +16,14 @@ pub(super) struct Counts {
     pub(super) names: Vec<String>,
     /// One whose line something else has broken: its result stands on a line of its own.
     pub(super) broken: Option<String>,
+    /// Those that found that this kernel cannot run them, and why. libtest takes them for passed.
+    pub(super) not_run: Vec<(String, String)>,
+    /// Those of them that no summary has counted yet.
+    pub(super) uncounted: u32,
 }
+
+/// Begins the line of a test that cannot run on this kernel.
+const NOT_RUN: &str = "not run here: ";
 
 impl Counts {
     /// Takes one line of output into account.
@@ -25,9 +32,13 @@ impl Counts {
             self.reasons.push((name, line.to_owned()));
         }
         if let Some(result) = line.strip_prefix("test result: ") {
-            self.passed += number_before(result, "passed");
+            let not_run = std::mem::take(&mut self.uncounted);
+            self.passed += number_before(result, "passed").saturating_sub(not_run);
             self.failed += number_before(result, "failed");
-            self.skipped += number_before(result, "ignored");
+            self.skipped += number_before(result, "ignored") + not_run;
+        } else if let Some((name, why)) = line.strip_prefix(NOT_RUN).and_then(|rest| rest.split_once(": ")) {
+            self.not_run.push((name.to_owned(), why.to_owned()));
+            self.uncounted += 1;
         } else if let Some(name) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED")) {
             self.failures.push(name.to_owned());
         } else if let Some((name, rest)) = line.strip_prefix("thread '").and_then(|rest| rest.split_once('\'')) {
@@ -37,7 +48,9 @@ impl Counts {
         } else if let Some((name, rest)) = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... ")) {
             self.broken = Some(name.to_owned()).filter(|_| !rest.starts_with("ignored"));
         } else if line == "ok" {
-            self.names.extend(self.broken.take());
+            let not_run = |name: &String| self.not_run.iter().any(|(other, _)| other == name);
+            let passed = self.broken.take().filter(|name| !not_run(name));
+            self.names.extend(passed);
         }
     }
 
@@ -98,6 +111,18 @@ mod tests {
             counts.read(line);
         }
         assert_eq!(counts.names, ["a", "c"]);
+    }
+
+    #[test]
+    fn what_this_kernel_cannot_run_has_not_passed() {
+        let mut counts = Counts::default();
+        for line in ["test wires::a ... ", "not run here: wires::a: needs a bond", "ok", "test wires::b ... ok"] {
+            counts.read(line);
+        }
+        counts.read("test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s");
+        assert_eq!((counts.passed, counts.skipped), (1, 1));
+        assert_eq!(counts.not_run, [("wires::a".to_owned(), "needs a bond".to_owned())]);
+        assert_eq!(counts.names, ["wires::b"]);
     }
 
     #[test]

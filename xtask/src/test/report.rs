@@ -76,6 +76,9 @@ fn render(rows: &[Row]) -> String {
         for line in &row.notes {
             out.push_str(&format!("{}: {line}\n", row.tier.name()));
         }
+        for (name, why) in &row.counts.not_run {
+            out.push_str(&format!("{}: {name} not run here: {why}\n", row.tier.name()));
+        }
         for name in row.counts.failures.iter().take(MOST_NAMES) {
             let reason: String = row.counts.reason(name).unwrap_or_default().chars().take(LONGEST_REASON).collect();
             let reason = if reason.is_empty() { reason } else { format!(": {reason}") };

@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use super::Hook;
+use super::standing::{self, Filters, Standing};
 use crate::dataplane::pin::{self, PinRoot};
 use crate::dataplane::sys::{self, TcxLink};
 
@@ -57,6 +58,12 @@ impl Links {
     pub fn look(&self, ifindex: u32, hook: Hook) -> io::Result<Option<TcxLink>> {
         let link = sys::open_pin(&self.path(ifindex, hook))?;
         Ok(link.map(|link| sys::tcx_link(link.as_fd())).transpose()?.flatten())
+    }
+
+    /// What stands at a hook of a device with these filters. Whichever program the pinned link holds there is ours.
+    pub fn standing(&self, ifindex: u32, hook: Hook, filters: &Filters) -> io::Result<Vec<Standing>> {
+        let own = self.look(ifindex, hook)?.filter(|link| link.ifindex == ifindex);
+        standing::at(ifindex, hook, own.map(|link| link.program_id), filters)
     }
 
     /// Unpins a link, which detaches it; true if there was one.

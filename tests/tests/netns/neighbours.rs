@@ -1,0 +1,107 @@
+//! Where ours stands among other people's programs: first at ingress, last at egress. Who comes in between is told.
+
+use std::time::Duration;
+
+use aya::programs::links::{FdLink, LinkOrder};
+use aya::programs::tc::TcAttachOptions;
+use aya::programs::{SchedClassifier, TcAttachType};
+use fairlead_lab::{AgentOptions, Ask, Load, LoadPlan, Proto, janitor, server::wait_until};
+use serde_json::Value;
+
+use crate::cell::{Cell, Cluster, PATIENCE};
+use crate::foreign::{pin, program};
+
+/// `TCX_NEXT`.
+const NEXT: i32 = -1;
+
+/// A foreign program at the very place that is ours. Its link goes with what is returned.
+fn in_our_place(cluster: &Cluster, device: &str, hook: TcAttachType) -> FdLink {
+    let path = format!("{}/{}-neighbour", janitor::BPF_FS, cluster.lab.id);
+    pin(&program(NEXT).expect("a program"), path.as_ref()).expect("it is pinned");
+    let mut program = SchedClassifier::from_pin(&path).expect("it is there");
+    std::fs::remove_file(path).expect("it was pinned");
+    let order = if hook == TcAttachType::Ingress { LinkOrder::first() } else { LinkOrder::last() };
+    let attach = || {
+        let id = program.attach_with_options(device, hook, TcAttachOptions::TcxOrder(order)).expect("it is attached");
+        program.take_link(id).expect("the link").try_into().expect("a link of tcx")
+    };
+    cluster.lab.node.ns.run(attach).expect("the namespace is there")
+}
+
+fn has_tcx() -> bool {
+    proxy_agent::dataplane::probe::features().expect("programs can be loaded").tcx
+}
+
+/// What `fairlead devices` says of a device.
+fn row(cluster: &Cluster, device: &str) -> Value {
+    let agent = cluster.agent.lock().expect("no other case uses this cluster");
+    let rows: Value = serde_json::from_str(&agent.fairlead(&["devices", "-o", "json"]).expect("a list")).expect("JSON");
+    let mut rows = rows.as_array().into_iter().flatten();
+    rows.find(|row| row["name"] == device).cloned().expect("the device is listed")
+}
+
+/// Ours and others, in the order in which they run.
+fn order(row: &Value, hook: &str) -> Vec<bool> {
+    row[hook].as_array().into_iter().flatten().map(|program| program["own"] == true).collect()
+}
+
+#[test]
+fn pitfall_p1_9_ours_is_put_back_where_somebody_came_in_between() {
+    if !has_tcx() {
+        crate::not_run("this kernel has no tcx: filters have priorities, and keep them");
+        return;
+    }
+    let cluster = Cluster::own(Cell::named("routed_conntrack"), AgentOptions::default());
+    let (service, client) = (cluster.service("between"), &cluster.lab.client);
+    let ask = Ask::new(Proto::Tcp, service.vip(false));
+    service.serve(&service.pods(&[0]), &client.ns, ask).expect("a Service");
+    let plan = LoadPlan { workers: 1, pause: Duration::from_micros(500), ..LoadPlan::new(Proto::Tcp, ask.to) };
+    let load = Load::start(&client.ns, plan).expect("a load");
+    let device = &*client.node_device;
+    let foreign = [TcAttachType::Ingress, TcAttachType::Egress].map(|hook| in_our_place(&cluster, device, hook));
+    let restored = || {
+        let row = row(&cluster, device);
+        order(&row, "at_ingress") == [true, false] && order(&row, "at_egress") == [false, true]
+    };
+    assert!(wait_until(PATIENCE, restored), "{:#}\n{}", row(&cluster, device), cluster.agent_log_tail());
+    assert_eq!(row(&cluster, device)["conflicts"], Value::Array(Vec::new()));
+    assert!(load.turn_over(), "a request hangs");
+    let report = load.stop();
+    // For microseconds a packet may meet ours twice; its sender repeats it.
+    assert!(report.unanswered().is_empty() && report.failures().len() <= 2, "while ours moved: {report}");
+    drop(foreign);
+    assert_eq!(order(&row(&cluster, device), "at_ingress"), [true], "a foreign program outlives its link");
+}
+
+/// Filters of clsact run behind every program of tcx: there ours cannot be the first.
+#[test]
+fn a_program_that_stays_in_front_of_ours_is_reported_by_name() {
+    if !has_tcx() {
+        crate::not_run("this kernel has no tcx: nothing runs before clsact");
+        return;
+    }
+    let args = vec!["--attach=clsact".into(), "--metrics-bind-address=127.0.0.1:10249".into()];
+    let cluster = Cluster::own(Cell::named("routed_plain"), AgentOptions { args, ..AgentOptions::default() });
+    let device = &*cluster.lab.client.node_device;
+    assert_eq!(row(&cluster, device)["conflicts"], Value::Array(Vec::new()));
+    let _foreign = in_our_place(&cluster, device, TcAttachType::Ingress);
+    let row = row(&cluster, device);
+    let id = row["at_ingress"][0]["id"].as_u64().expect("an id");
+    let [conflict] = &row["conflicts"].as_array().expect("a list")[..] else { panic!("{row:#}") };
+    let wanted = format!("before ingress: unnamed (program {id}, tcx link ");
+    assert!(conflict.as_str().is_some_and(|text| text.starts_with(&wanted)), "{conflict}, not {wanted}");
+    let agent = cluster.agent.lock().expect("no other case uses this cluster");
+    let told = || {
+        let metrics = fairlead_lab::http::get(&cluster.lab.node.ns, ([127, 0, 0, 1], 10_249).into(), "/metrics");
+        metrics.is_ok_and(|answer| answer.body.contains("fairlead_device_conflicts 1"))
+            && agent.log_text().contains("conflict: foreign programs stand before")
+    };
+    assert!(wait_until(PATIENCE, told), "{}", agent.log_text());
+    let said = agent.fairlead(&["check"]).expect("it can run here");
+    let line = said.lines().find(|line| line.contains(device) && line.contains(&format!("program {id}")));
+    assert!(line.is_some_and(|line| line.starts_with("note") && line.contains("conflict")), "{said}");
+    let wide = agent.fairlead(&["devices", "-o", "wide"]).expect("a table");
+    let line = wide.lines().find(|line| line.starts_with(device)).expect("the device");
+    assert!(line.contains(&format!("unnamed#{id}/link")) && line.contains("[ingress_stub]#"), "{wide}");
+    assert!(line.contains("no network of its own"), "{wide}");
+}

@@ -93,6 +93,8 @@ pub enum Output {
     Wide,
     /// One JSON array
     Json,
+    /// The same as YAML
+    Yaml,
 }
 
 /// Options of `fairlead check`.

@@ -9,6 +9,7 @@ mod flows;
 mod mount;
 mod services;
 mod table;
+mod yaml;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -84,11 +85,19 @@ fn print(text: &str) -> anyhow::Result<()> {
 /// Prints rows as the user wants them.
 fn show<R: Serialize + Row>(rows: &[R], output: Output) -> anyhow::Result<ExitCode> {
     match output {
-        Output::Json => print(&format!("{}\n", serde_json::to_string_pretty(rows)?))?,
+        Output::Json | Output::Yaml => document(rows, output)?,
         Output::Table => print(&table(rows).to_string())?,
         Output::Wide => print(&wide(rows).to_string())?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints rows for a script.
+fn document<R: Serialize>(rows: &[R], output: Output) -> anyhow::Result<()> {
+    match output {
+        Output::Yaml => print(&yaml::document(&serde_json::to_value(rows)?)),
+        _ => print(&format!("{}\n", serde_json::to_string_pretty(rows)?)),
+    }
 }
 
 fn table<R: Row>(rows: &[R]) -> Table {

@@ -10,7 +10,7 @@ use proxy_common::abi::{Class, Policy, Port, PortStats, RunVerdict, Service};
 use serde::Serialize;
 
 use super::table::Table;
-use super::{Row, complain, pins, print, snapshot, table};
+use super::{Row, complain, document, pins, print, snapshot, table};
 use crate::args::{Output, ShowArgs};
 use crate::dataplane::pin::PinRoot;
 use crate::dataplane::{Snapshot, Tuple};
@@ -107,9 +107,9 @@ pub(super) fn main(args: &ShowArgs) -> anyhow::Result<ExitCode> {
     let (said, note) = what_is_said(StatusFile::of(&pins).read(), pins.agent_runs()?, SystemTime::now());
     let (served, not_served) = (rows(&maps, &stats), not_served(&said.entries));
     match args.output {
-        Output::Json => {
+        Output::Json | Output::Yaml => {
             let rows: Vec<_> = served.iter().chain(&not_served).collect();
-            print(&format!("{}\n", serde_json::to_string_pretty(&rows)?))?;
+            document(&rows, args.output)?;
         }
         Output::Table | Output::Wide => {
             let wide: Vec<_> = served.iter().map(Wide).collect();

@@ -366,12 +366,11 @@ impl Fitter {
             *self.moves.entry((index, device.epoch, hook)).or_default() += 1;
             let Served { name, flat, foreign_egress, .. } = device;
             let target = Target { ifindex: index, name, flat: *flat, foreign_egress: *foreign_egress };
-            match self.attacher.put_in_place(target, hook) {
-                Ok(()) => {
-                    tracing::info!(device = %name, hook = hook.name(), ?programs, "put back into its place beside these")
-                }
-                Err(error) => report(&error),
+            if let Err(error) = self.attacher.put_in_place(target, hook) {
+                report(&error);
+                continue;
             }
+            tracing::info!(device = %name, hook = hook.name(), ?programs, "put back into its place beside these");
         }
         Vec::new()
     }

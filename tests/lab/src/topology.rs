@@ -139,7 +139,7 @@ pub const BRIDGE: &str = "cni0";
 /// Prefixes: pods of the first node.
 pub const POD_CIDRS: [&str; 2] = ["10.244.1.0/24", "fd00:10:244:1::/64"];
 /// Prefixes: pods of another node, see [`Lab::remote_pods`].
-const REMOTE_CIDRS: [&str; 2] = ["10.244.2.0/24", "fd00:10:244:2::/64"];
+pub const REMOTE_CIDRS: [&str; 2] = ["10.244.2.0/24", "fd00:10:244:2::/64"];
 /// Prefixes: Services.
 pub const SERVICE_CIDRS: [&str; 2] = ["10.96.0.0/16", "fd00:10:96::/108"];
 /// Prefixes: addresses that no host has, and that the external clients of a lab with a switch send to their nodes:
@@ -497,7 +497,9 @@ impl Lab {
             let mut listing = Ok(String::new());
             let wired = wait_until(Duration::from_secs(30), || {
                 listing = host.ns.output("ip", &["-o", "link", "show"]);
-                !listing.as_ref().is_ok_and(|text| text.lines().any(|line| !line.contains("lo:") && !is_active(line)))
+                // Where the kernel has tunnels, every namespace has some of its own that nobody has set up.
+                let waiting = |line: &str| !line.contains("lo:") && line.contains(",UP") && !is_active(line);
+                !listing.as_ref().is_ok_and(|text| text.lines().any(waiting))
             });
             let listing = listing?;
             anyhow::ensure!(wired, "devices of {} are not up after 30 s:\n{listing}", host.name);

@@ -143,11 +143,24 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// A cluster of the caller's own. Panics when it cannot be built: then there is nothing to test.
     pub(crate) fn own(cell: Cell, options: AgentOptions) -> Self {
-        Self::build(cell, options).unwrap_or_else(|error| panic!("[{}] {error:#}", cell.name))
+        let built = Self::build(LabConfig::new(cell.shape, cell.netfilter), cell, options, |_| Ok(()));
+        built.unwrap_or_else(|error| panic!("[{}] {error:#}", cell.name))
     }
 
-    fn build(cell: Cell, options: AgentOptions) -> Result<Self> {
-        let lab = Lab::new(LabConfig { flat: cell.flat, ..LabConfig::new(cell.shape, cell.netfilter) })?;
+    /// The same with one server pod, where something of the lab is wired otherwise before anybody listens.
+    pub(crate) fn rewired(cell: Cell, options: AgentOptions, wire: impl FnOnce(&Lab) -> Result<()>) -> Self {
+        let config = LabConfig { pods: 1, ..LabConfig::new(cell.shape, cell.netfilter) };
+        Self::build(config, cell, options, wire).unwrap_or_else(|error| panic!("[{}] {error:#}", cell.name))
+    }
+
+    fn build(
+        config: LabConfig,
+        cell: Cell,
+        options: AgentOptions,
+        wire: impl FnOnce(&Lab) -> Result<()>,
+    ) -> Result<Self> {
+        let lab = Lab::new(LabConfig { flat: cell.flat, ..config })?;
+        wire(&lab)?;
         let mut servers = Vec::new();
         for pod in &lab.pods {
             servers.push(Server::both(

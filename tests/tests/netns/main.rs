@@ -87,3 +87,5 @@ mod tuples;
 mod two_nodes;
 #[cfg(test)]
 mod unallocated;
+#[cfg(test)]
+mod wires;

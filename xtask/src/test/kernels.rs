@@ -22,7 +22,7 @@ const NOT_THERE: &str = "lookups";
 
 /// What an emulated processor does in some minutes: each outcome once, each kind of entry stored, and real sockets over
 /// routed and bridged veths beside netfilter.
-const SAMPLE: [&str; 11] = [
+const SAMPLE: [&str; 13] = [
     "outcomes::",
     "handshake::what_ingress_translated_egress_leaves_alone::tcp",
     "headers::ip",
@@ -34,6 +34,8 @@ const SAMPLE: [&str; 11] = [
     "cluster_ip::a_node_process_reaches_remote_endpoints::routed_conntrack",
     "node_port::rule_92_a_process_of_the_node_reaches_itself_by_its_node_port::routed_plain",
     "foreign::a_foreign_clsact",
+    "wires::an_ipip_device",
+    "wires::pods_behind_netkit",
 ];
 
 /// A test program.

@@ -48,6 +48,10 @@ pub fn decide(inventory: &Inventory, device: &Device, selection: &Selection) -> 
     if link.framing == Framing::Other {
         return skip("its packets begin neither with an Ethernet nor with an IP header");
     }
+    // Every namespace has a tunl0 and a sit0 once the kernel has their modules, and nobody uses most of them.
+    if link.framing == Framing::Flat && !link.up {
+        return skip("down: its programs are loaded when it comes up");
+    }
     if let Some(role) = given {
         return serve(role, "given by --devices");
     }
@@ -244,6 +248,11 @@ mod tests {
         assert_eq!([6, 8].map(|index| role_in(&inv, index)), [None; 2]);
         inv.apply(route("0.0.0.0/0", 7, false, None));
         assert_eq!(role_in(&inv, 7), Some(Role::Uplink));
+        let tunnel = Link { framing: Framing::Flat, ..link(5, "tunl0", Kind::Tunnel) };
+        for up in [false, true] {
+            inv.apply(Event::Link(Link { up, ..tunnel.clone() }));
+            assert_eq!(role_in(&inv, 5), up.then_some(Role::Tunnel));
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{Map, MapData, PerCpuArray};
 use fairlead_lab::{
     Agent, AgentOptions, Answer, Ask, Attempt, Capture, Flat, Lab, LabConfig, Manifests, Namespace, Netfilter, Proto,
-    Server, ServiceSpec, Shape, capture, manifest::EndpointSpec, topology::UPLINK,
+    Server, ServiceSpec, Shape, capture, manifest::EndpointSpec, server::wait_until, topology::UPLINK,
 };
 use proxy_agent::dataplane::pin::PinRoot;
 use proxy_common::Outcome;
@@ -174,6 +174,16 @@ impl Cluster {
             servers.push(Server::both(&lab.ext.ns, name, &addrs)?);
         }
         let agent = Agent::start(&lab, options)?;
+        // An emulated processor verifies programs for longer than the agent waits for its devices.
+        let served = || {
+            let listed = agent.fairlead(&["devices", "-o", "json"]).unwrap_or_default();
+            let rows: serde_json::Value = serde_json::from_str(&listed).unwrap_or_default();
+            let waits = |row: &serde_json::Value| {
+                !matches!(row["role"].as_str(), Some("none" | "bridge")) && row["egress"] == "none"
+            };
+            rows.as_array().is_some_and(|rows| !rows.is_empty() && !rows.iter().any(waits))
+        };
+        ensure!(wait_until(PATIENCE, served), "devices are not served:\n{}", agent.log_text());
         let manifests = agent.manifests.clone();
         Ok(Self { cell, agent: Mutex::new(agent), manifests, _servers: servers, lab, next: Counter::new(0) })
     }

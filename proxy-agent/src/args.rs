@@ -175,6 +175,9 @@ pub struct RunArgs {
     /// How programs are attached
     #[arg(long, value_enum, default_value_t = AttachMode::Auto)]
     pub attach: AttachMode,
+    /// Several uplinks
+    #[command(flatten)]
+    pub replies: ReplyArgs,
     /// Map sizes
     #[command(flatten)]
     pub sizes: SizeArgs,
@@ -224,6 +227,21 @@ pub struct ClientArgs {
     /// The API server's range of NodePorts: no exchanged source takes a port of it
     #[arg(long, value_name = "LOW-HIGH", default_value = "30000-32767")]
     pub service_node_port_range: String,
+}
+
+/// Where replies leave a node of several uplinks.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Several uplinks")]
+pub struct ReplyArgs {
+    /// Bits of skb->mark by which replies leave by the uplink that their requests came in by, such as 0x1000
+    ///
+    /// One bit serves the uplink of the default route, n bits that and 2^n - 2 others. Nobody else on the node may use
+    /// them. Without it, replies take the way that the node's routes say, as with kube-proxy.
+    #[arg(long, value_name = "MASK")]
+    pub reply_mark: Option<String>,
+    /// Priority of the rules that read these bits; the number before it is taken, too
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    pub reply_mark_priority: u32,
 }
 
 /// How pods of this node are told from other clients.

@@ -8,8 +8,9 @@ use ipnet::IpNet;
 use proxy_common::algo::timeout::Timeouts;
 use tracing_subscriber::EnvFilter;
 
-use crate::args::{AttachMode, RunArgs, SizeArgs, SourceArgs, TimeoutArgs};
+use crate::args::{AttachMode, ReplyArgs, RunArgs, SizeArgs, SourceArgs, TimeoutArgs};
 use crate::dataplane::pin::PinRoot;
+use crate::devices::replies::ReplyMark;
 use crate::devices::select::Selection;
 use crate::model::IpFamily;
 use crate::plan::node_ports::is_primary;
@@ -198,6 +199,8 @@ pub struct Config {
     pub hard_fail: bool,
     /// How programs are attached.
     pub attach: AttachMode,
+    /// The mark of replies on a node of several uplinks.
+    pub reply_mark: Option<ReplyMark>,
     /// Map sizes.
     pub sizes: Sizes,
     /// Timeouts of established flows.
@@ -233,6 +236,7 @@ impl TryFrom<RunArgs> for Config {
             metrics_bind_address,
             bind_address_hard_fail,
             attach,
+            replies,
             sizes,
             timeouts,
             rejects_per_second,
@@ -256,6 +260,7 @@ impl TryFrom<RunArgs> for Config {
             metrics: parse_bind_address("metrics-bind-address", &metrics_bind_address, METRICS_PORT)?,
             hard_fail: bind_address_hard_fail,
             attach,
+            reply_mark: parse_reply_mark(&replies)?,
             sizes: Sizes::new(&sizes)?,
             timeouts,
             half_open_secs,
@@ -275,6 +280,32 @@ fn parse_source(args: SourceArgs) -> Result<Source, Invalid> {
         (None, None) => Ok(Source::InCluster),
         (Some(file), Some(_)) => Err(Invalid::new("kubeconfig", file.display(), "excludes --manifests")),
     }
+}
+
+/// Priorities below the kernel's own last rules, with room for one before.
+const RULE_PRIORITIES: std::ops::RangeInclusive<u32> = 2..=32_765;
+
+fn parse_reply_mark(args: &ReplyArgs) -> Result<Option<ReplyMark>, Invalid> {
+    let Some(text) = &args.reply_mark else { return Ok(None) };
+    let number = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    let wrong = |problem: &str| Err(Invalid::new("reply-mark", text, problem));
+    let Ok(mask) = number else { return wrong("no number of 32 bits, such as 0x1000") };
+    if mask == 0 {
+        return wrong("has no bit");
+    }
+    let bits = mask >> mask.trailing_zeros();
+    if bits & (bits + 1) != 0 || bits > 0xff {
+        return wrong("up to 8 bits side by side are taken, such as 0x1000 or 0x3000");
+    }
+    let priority = args.reply_mark_priority;
+    if !RULE_PRIORITIES.contains(&priority) {
+        let (first, last) = RULE_PRIORITIES.into_inner();
+        return Err(Invalid::new("reply-mark-priority", priority, format!("{first} to {last} are taken")));
+    }
+    Ok(Some(ReplyMark { mask, priority }))
 }
 
 fn parse_api_server(args: &SourceArgs) -> Result<Option<String>, Invalid> {

@@ -7,11 +7,13 @@ pub mod desired;
 mod fitter;
 pub mod inventory;
 pub mod netlink;
+pub mod replies;
 pub mod role;
+pub mod rules;
 pub mod select;
 pub mod told;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +31,8 @@ use desired::{Wishes, desired};
 use fitter::{Fitter, Goal, Goals};
 use inventory::Inventory;
 use netlink::{Changes, NetlinkError, Notice};
+use replies::Rule;
+use rules::Changed;
 use told::ToldFile;
 
 /// Everything is read again this often, because the kernel does not tell of every route that goes.
@@ -160,7 +164,9 @@ impl Devices {
         tokio::pin!(patience);
         let mut waiting = true;
         let mut goal = Goal::of(&inventory, &wishes);
+        let mut reply_rules = ReplyRules::default();
         loop {
+            reply_rules.follow(&goal, &handle).await;
             if !waiting {
                 let next = goal.addresses();
                 addresses.send_if_modified(|current| {
@@ -171,7 +177,10 @@ impl Devices {
             }
             tokio::select! {
                 notice = changes.next() => take(notice?, &handle, &mut inventory).await?,
-                _ = reread.tick() => inventory.replace(netlink::read_all(&handle).await?),
+                _ = reread.tick() => {
+                    inventory.replace(netlink::read_all(&handle).await?);
+                    reply_rules = ReplyRules::default();
+                }
                 ended = &mut fitting => return ended.map_err(|_| DevicesError::Panicked)?,
                 // Whoever would say so may have ended instead, which is heard above.
                 _ = &mut fitted, if waiting => waiting = false,
@@ -187,6 +196,31 @@ impl Devices {
             goal = Goal::of(&inventory, &wishes);
             goals.0.set(&goal);
         }
+    }
+}
+
+/// The node's rules for replies, as they were set last.
+#[derive(Default)]
+struct ReplyRules(Option<BTreeSet<Rule>>);
+
+impl ReplyRules {
+    /// Brings them into step. What cannot be set is told, and tried again with the next change or reading.
+    async fn follow(&mut self, goal: &Goal, handle: &Handle) {
+        let wanted = goal.rules();
+        if self.0.as_ref() == Some(wanted) {
+            return;
+        }
+        match rules::set(handle, wanted).await {
+            Ok(Changed { changes, rivals }) => {
+                changes.iter().for_each(|change| tracing::info!(change, "rules for replies"));
+                let news = if changes.is_empty() { &[] } else { rivals.as_slice() };
+                for rule in news {
+                    tracing::warn!(%rule, "another rule reads the bits of --reply-mark; give it bits that nobody uses");
+                }
+            }
+            Err(error) => tracing::error!(%error, "replies may leave by another uplink than their requests came in by"),
+        }
+        self.0 = Some(wanted.clone());
     }
 }
 

@@ -169,7 +169,7 @@ async fn start(config: Config) -> anyhow::Result<Tasks> {
         LocalPods::Networks(_) | LocalPods::OfNode | LocalPods::Unknown => None,
     };
     let nodeport_addresses = config.nodeport_addresses.clone();
-    let wishes = Wishes { selection: config.devices.clone(), nodeport_addresses, pods };
+    let wishes = Wishes { selection: config.devices.clone(), nodeport_addresses, pods, replies: config.reply_mark };
     let (devices, addresses) = Devices::start(attacher, &config.pins, wishes).await?;
     let dataplane = BpfDataplane::open(&config.pins, Access::Write)?;
     let flows = FlowMaps::open(&config.pins)?;
@@ -307,6 +307,7 @@ fn load(config: &Config, settings: &Wanted) -> anyhow::Result<(Attacher, Found)>
         settings,
         half_open_secs: config.half_open_secs,
         rejects_per_sec: config.rejects_per_sec,
+        reply_mark: config.reply_mark.map_or(0, |wish| wish.mask),
     })?;
     let (pins, took_ms) = (config.pins.versioned(), began.elapsed().as_millis() as u64);
     tracing::info!(pins = %pins.display(), took_ms, "programs loaded");

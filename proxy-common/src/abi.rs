@@ -83,16 +83,22 @@ pub mod program {
     pub const ICMP_V4: u32 = 10;
     /// The same of IPv6.
     pub const ICMP_V6: u32 = 11;
+    /// An IPv4 packet on its way in, when its source is what it will be: a reply may be told which way to leave.
+    pub const MARK_V4: u32 = 12;
+    /// The same of IPv6.
+    pub const MARK_V6: u32 = 13;
 
     /// Names and slots of `PROGRAMS`, in the order in which a new build is switched in: what is jumped to before what
     /// jumps.
-    pub const ALL: [(&str, u32); 10] = all(INGRESS, EGRESS);
+    pub const ALL: [(&str, u32); 12] = all(INGRESS, EGRESS);
 
     /// The same of `PROGRAMS_FLAT`.
-    pub const ALL_FLAT: [(&str, u32); 10] = all(INGRESS_FLAT, EGRESS_FLAT);
+    pub const ALL_FLAT: [(&str, u32); 12] = all(INGRESS_FLAT, EGRESS_FLAT);
 
-    const fn all(ingress: u32, egress: u32) -> [(&'static str, u32); 10] {
+    const fn all(ingress: u32, egress: u32) -> [(&'static str, u32); 12] {
         [
+            ("mark_v4", MARK_V4),
+            ("mark_v6", MARK_V6),
             ("icmp_v4", ICMP_V4),
             ("icmp_v6", ICMP_V6),
             ("masquerade_v4", MASQUERADE_V4),

@@ -103,6 +103,18 @@ mod programs {
         pipeline::icmp::<V6>(&ctx)
     }
 
+    /// An IPv4 packet has arrived that may be a reply.
+    #[classifier]
+    pub(crate) fn mark_v4(ctx: TcContext) -> i32 {
+        pipeline::mark::<V4>(&ctx)
+    }
+
+    /// An IPv6 packet has arrived that may be a reply.
+    #[classifier]
+    pub(crate) fn mark_v6(ctx: TcContext) -> i32 {
+        pipeline::mark::<V6>(&ctx)
+    }
+
     // The verifier refuses a program that can reach this: a panic is a build error, not undefined behaviour.
     #[panic_handler]
     fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

@@ -6,6 +6,7 @@
 //! | `egress` | source | a reply to a Service's client; destination, for requests of the node's own processes |
 //! | `masquerade` | what ingress said of it | the pair that exchanges a request's source |
 //! | `icmp` | the packet that an error quotes | the flow that it is about |
+//! | `mark` | the tuple of what has arrived | a reply that is to leave by the uplink of its requests |
 
 use core::mem::MaybeUninit;
 
@@ -30,7 +31,7 @@ use crate::step::resolve::{Resolve, Seen};
 use crate::step::rewrite::{Rewrite, Rewritten};
 use crate::step::sctp::Settle;
 use crate::step::service::Cidrs;
-use crate::step::{Argument as _, flow, forward, masquerade, reject, rewrite, service};
+use crate::step::{Argument as _, flow, forward, mark, masquerade, reject, rewrite, service};
 
 /// A packet arrives on a device.
 #[inline(always)]
@@ -49,6 +50,8 @@ pub(crate) fn ingress(ctx: &TcContext) -> i32 {
 fn arrives<F: Steps>(ctx: &TcContext, skb: &Skb) {
     if is_relevant(skb, entering::<F>(skb)) {
         jump!(ctx, F::INGRESS);
+    } else if mark::mask() != 0 {
+        jump!(ctx, F::MARK);
     }
 }
 
@@ -130,7 +133,37 @@ fn is_relevant(skb: &Skb, bits: Option<u8>) -> bool {
 /// A packet that may be ours arrives.
 #[inline(always)]
 pub(crate) fn arrive<F: Steps>(ctx: &TcContext) -> i32 {
-    judge::<F>(ctx, Direction::In)
+    let verdict = judge::<F>(ctx, Direction::In);
+    if mark::mask() != 0 && verdict == hook::NEXT {
+        jump!(ctx, F::MARK);
+    }
+    verdict
+}
+
+/// What has arrived goes on to the stack: with its source exchanged back, if it was.
+#[inline(always)]
+pub(crate) fn mark<F: Steps>(ctx: &TcContext) -> i32 {
+    if mark::mask() == 0 {
+        return hook::NEXT;
+    }
+    let skb = &Skb::new(ctx.skb.skb);
+    let mut key = MaybeUninit::<FlowKey<F>>::uninit();
+    // SAFETY: as in `judge`.
+    let key = unsafe { &mut *key.as_mut_ptr() };
+    match packet::read(skb, Direction::Out, key) {
+        Ok(l4) if l4.proto != F::ICMP => mark::reply(skb, key),
+        Err(Unread::Fragment) => mark_later_fragment::<F>(skb.as_ptr(), key),
+        _ => {}
+    }
+    hook::NEXT
+}
+
+#[inline(never)]
+fn mark_later_fragment<F: Steps>(skb: *mut __sk_buff, key: &FlowKey<F>) {
+    let id = fragment_id::<F>(skb);
+    if id != NO_ID {
+        mark::later_fragment(&Skb::new(skb), key, id as u32);
+    }
 }
 
 /// A packet that may be ours leaves.
@@ -390,6 +423,8 @@ pub(crate) trait Steps:
     const MASQUERADE: u32;
     /// Errors.
     const ICMP_ERROR: u32;
+    /// What has arrived and may be a reply.
+    const MARK: u32;
 }
 
 impl Steps for V4 {
@@ -397,6 +432,7 @@ impl Steps for V4 {
     const EGRESS: u32 = program::EGRESS_V4;
     const MASQUERADE: u32 = program::MASQUERADE_V4;
     const ICMP_ERROR: u32 = program::ICMP_V4;
+    const MARK: u32 = program::MARK_V4;
 }
 
 impl Steps for V6 {
@@ -404,4 +440,5 @@ impl Steps for V6 {
     const EGRESS: u32 = program::EGRESS_V6;
     const MASQUERADE: u32 = program::MASQUERADE_V6;
     const ICMP_ERROR: u32 = program::ICMP_V6;
+    const MARK: u32 = program::MARK_V6;
 }

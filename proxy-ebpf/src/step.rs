@@ -96,6 +96,7 @@ pub(crate) mod flow;
 pub(crate) mod forward;
 pub(crate) mod fragment;
 pub(crate) mod icmp;
+pub(crate) mod mark;
 pub(crate) mod masquerade;
 pub(crate) mod reject;
 pub(crate) mod reserve;

@@ -19,8 +19,8 @@ use crate::dataplane::probe::{self, kube_proxy};
 use crate::dataplane::{load, sys};
 use crate::devices::desired::{Desired, Wishes, desired};
 use crate::devices::inventory::Inventory;
-use crate::devices::netlink;
 use crate::devices::select::{Selection, role_name};
+use crate::devices::{netlink, rules};
 
 /// How a finding weighs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +80,7 @@ pub(super) fn main(args: CheckArgs) -> anyhow::Result<ExitCode> {
     if let Some(devices) = &devices {
         neighbours(&mut report, &pins, devices);
     }
+    reply_rules(&mut report);
     sysctl::check(&mut report, &pins, devices.as_ref());
     let ipv6 = probe::has_ipv6();
     let memory = memory::table(&load::sized_shapes(&sizes, ipv6)?);
@@ -172,6 +173,25 @@ fn bpffs(report: &mut Report, pins: &PinRoot) {
     }
 }
 
+/// The rules that lead marked replies, and whoever else reads their bits.
+fn reply_rules(report: &mut Report) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let rules = runtime
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(async { Ok(rules::read(&netlink::questions()?).await?) }));
+    match rules {
+        Ok(rules) => {
+            for rule in &rules.own {
+                report.add(Weight::Ok, format!("rule for replies: {rule}"));
+            }
+            for rule in rules.rivals(rules.own.iter().fold(0, |bits, rule| bits | rule.mask)) {
+                report.add(Weight::Note, format!("another rule reads the bits of --reply-mark: {rule}"));
+            }
+        }
+        Err(error) => report.add(Weight::Note, super::chain(&error)),
+    }
+}
+
 /// The devices as they would be served without `--devices`; netlink answers an ordinary user too.
 fn devices(report: &mut Report) -> Option<Desired> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -183,7 +203,7 @@ fn devices(report: &mut Report) -> Option<Desired> {
             let mut inventory = Inventory::default();
             inventory.replace(events);
             let nodeport_addresses = NodePortAddresses::Primary;
-            let wishes = Wishes { selection: Selection::default(), nodeport_addresses, pods: None };
+            let wishes = Wishes { selection: Selection::default(), nodeport_addresses, pods: None, replies: None };
             Some(desired(&inventory, &wishes))
         }
         Err(error) => {

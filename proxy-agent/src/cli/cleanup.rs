@@ -1,5 +1,6 @@
 //! `fairlead cleanup`: removes what any version made under the pin path, and says what it was.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,8 +11,8 @@ use crate::args::PinArgs;
 use crate::dataplane::attach;
 use crate::dataplane::pin::{self, PinError, PinRoot};
 use crate::dataplane::sys;
-use crate::devices::netlink;
 use crate::devices::told::ToldFile;
+use crate::devices::{netlink, rules};
 use crate::status::file::StatusFile;
 use crate::sysctl::{Set, Sysctls};
 
@@ -32,6 +33,7 @@ pub(super) fn main(args: PinArgs) -> anyhow::Result<ExitCode> {
     let mut report = Vec::new();
     let mut problems = Vec::new();
     remove_filters(&mut report, &mut problems)?;
+    remove_rules(&mut report, &mut problems)?;
     for version in pin::names(pins.path())?.iter().filter(|name| is_version(name)) {
         remove_version(&pins.path().join(version), &mut report, &mut problems);
     }
@@ -84,6 +86,20 @@ fn remove_filters(report: &mut Vec<String>, problems: &mut Vec<String>) -> anyho
             Ok(false) => {}
             Err(error) => problems.push(error.to_string()),
         }
+    }
+    Ok(())
+}
+
+/// Removes our rules for replies.
+fn remove_rules(report: &mut Vec<String>, problems: &mut Vec<String>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let removed = runtime.block_on(async {
+        let handle = netlink::questions()?;
+        Ok::<_, netlink::NetlinkError>(rules::set(&handle, &BTreeSet::new()).await)
+    })?;
+    match removed {
+        Ok(changed) => report.extend(changed.changes.into_iter().map(|change| format!("rule for replies: {change}"))),
+        Err(error) => problems.push(error.to_string()),
     }
     Ok(())
 }

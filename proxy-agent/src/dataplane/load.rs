@@ -216,13 +216,15 @@ pub struct Options<'a> {
     pub half_open_secs: u32,
     /// See `CONFIG`.
     pub rejects_per_sec: u32,
+    /// The bits of `skb->mark` that replies get; a constant of the programs.
+    pub reply_mark: u32,
 }
 
 /// One of the two objects, and what it is called among the pins.
 struct Set {
     /// Where its programs stand.
     programs: &'static str,
-    slots: [(&'static str, u32); 10],
+    slots: [(&'static str, u32); 12],
     /// Begins the names of its pins.
     prefix: &'static str,
 }
@@ -236,23 +238,30 @@ type Stubs = [(&'static str, SchedClassifier); 2];
 /// they were loaded from is megabytes.
 #[derive(Debug)]
 pub struct Programs {
-    pins: PinRoot,
-    sizes: Sizes,
-    ipv6: bool,
+    common: Common,
     stubs: Stubs,
     /// Those of devices without Ethernet, once they are needed; or why they cannot be had, which another attempt would not
     /// change.
     flat: Option<Result<Stubs, String>>,
 }
 
-fn load_flat(pins: &PinRoot, sizes: &Sizes, ipv6: bool) -> Result<Stubs, LoadError> {
+/// What both objects are loaded with.
+#[derive(Clone, Debug)]
+struct Common {
+    pins: PinRoot,
+    sizes: Sizes,
+    ipv6: bool,
+    reply_mark: u32,
+}
+
+fn load_flat(common: &Common) -> Result<Stubs, LoadError> {
     let began = std::time::Instant::now();
-    let mut ebpf = create_maps(FLAT_OBJECT, pins, sizes, ipv6)?;
+    let mut ebpf = create_maps(FLAT_OBJECT, common)?;
     load_programs(&mut ebpf)?;
-    switch(&mut ebpf, &FLAT, pins)?;
+    switch(&mut ebpf, &FLAT, &common.pins)?;
     let took_ms = began.elapsed().as_millis() as u64;
     tracing::info!(took_ms, "programs loaded for devices without an Ethernet header");
-    stubs(&FLAT, pins)
+    stubs(&FLAT, &common.pins)
 }
 
 /// The pinned stubs.
@@ -274,10 +283,9 @@ impl Programs {
     /// The stub that is attached under this name, [`INGRESS_STUB`] or [`EGRESS_STUB`]. The first of a `flat` device loads
     /// its programs.
     pub fn stub(&mut self, name: &'static str, flat: bool) -> Result<&mut SchedClassifier, LoadError> {
-        let Self { pins, sizes, ipv6, stubs, flat: others } = self;
+        let Self { common, stubs, flat: others } = self;
         let stubs = if flat {
-            let load =
-                || load_flat(pins, sizes, *ipv6).map_err(|error| format!("the programs for it do not load: {error}"));
+            let load = || load_flat(common).map_err(|error| format!("the programs for it do not load: {error}"));
             others.get_or_insert_with(load).as_mut().map_err(|why| LoadError::Flat(why.clone()))?
         } else {
             stubs
@@ -294,7 +302,7 @@ impl Programs {
         then: impl FnOnce(&mut SchedClassifier) -> Result<T, E>,
     ) -> Result<T, E> {
         let object = if flat { FLAT_OBJECT } else { OBJECT };
-        let mut ebpf = create_maps(object, &self.pins, &self.sizes, self.ipv6)?;
+        let mut ebpf = create_maps(object, &self.common)?;
         let stub = classifier(&mut ebpf, name)?;
         stub.load().map_err(|source| LoadError::Program { program: name, source })?;
         then(stub)
@@ -310,23 +318,26 @@ pub fn load(options: &Options<'_>) -> Result<Programs, LoadError> {
         tracing::debug!(%error, "cannot lift the limit on locked memory");
     }
     check_versions(options.pins)?;
-    let Options { object, pins, sizes, ipv6, .. } = *options;
-    let mut ebpf = create_maps(object, pins, sizes, ipv6)?;
+    let Options { object, pins, sizes, ipv6, reply_mark, .. } = *options;
+    let common = Common { pins: pins.clone(), sizes: *sizes, ipv6, reply_mark };
+    let mut ebpf = create_maps(object, &common)?;
     configure(&mut ebpf, options)?;
     // All are verified before the first is switched in.
     load_programs(&mut ebpf)?;
     switch(&mut ebpf, &ETHERNET, pins)?;
-    Ok(Programs { pins: pins.clone(), sizes: *sizes, ipv6, stubs: stubs(&ETHERNET, pins)?, flat: None })
+    Ok(Programs { common, stubs: stubs(&ETHERNET, pins)?, flat: None })
 }
 
 /// Creates the maps of an object, or takes over those that are pinned and are as they should be.
-fn create_maps(object: &[u8], pins: &PinRoot, sizes: &Sizes, ipv6: bool) -> Result<Ebpf, LoadError> {
-    let shapes = sized(shapes_of(object)?, sizes, ipv6);
+fn create_maps(object: &[u8], common: &Common) -> Result<Ebpf, LoadError> {
+    let Common { pins, sizes, ipv6, reply_mark } = common;
+    let shapes = sized(shapes_of(object)?, sizes, *ipv6);
     check_pinned(pins, &shapes)?;
     if let Some(shape) = shapes.get("NAMES") {
         names::make(pins, shape).map_err(|source| LoadError::System { op: "make the map NAMES", source })?;
     }
     let mut loader = EbpfLoader::new();
+    loader.override_global("REPLY_MARK", reply_mark, true);
     for (name, shape) in &shapes {
         loader.map_max_entries(name, shape.max_entries);
         if is_pinned(name) {

@@ -1,11 +1,12 @@
 //! From the inventory to what the maps and hooks should hold: devices with roles and sources, addresses. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use proxy_common::abi::{self, NodeAddr, Role};
 
 use super::inventory::{Device, Framing, Inventory, MAIN_TABLE};
+use super::replies::{self, ReplyMark, Rule};
 use super::role::{Why, decide};
 use super::select::Selection;
 use crate::config::{LocalDevices, NodePortAddresses};
@@ -43,6 +44,8 @@ pub struct Desired {
     pub addresses: BTreeMap<IpAddr, u32>,
     /// Devices left alone, with the reason.
     pub skipped: BTreeMap<u32, (String, Why)>,
+    /// The node's rules for replies.
+    pub rules: BTreeSet<Rule>,
 }
 
 /// What the flags say.
@@ -54,6 +57,8 @@ pub struct Wishes {
     pub nodeport_addresses: NodePortAddresses,
     /// `--detect-local-mode`, where devices tell who is a pod of this node.
     pub pods: Option<LocalDevices>,
+    /// `--reply-mark`.
+    pub replies: Option<ReplyMark>,
 }
 
 /// Computes what should be.
@@ -87,6 +92,14 @@ pub fn desired(inventory: &Inventory, wishes: &Wishes) -> Desired {
             *desired.addresses.entry(address.addr).or_default() |= flags;
         }
     }
+    if let Some(wish) = wishes.replies {
+        let roles = desired.devices.iter().map(|(index, device)| (*index, device.role)).collect();
+        let marks = replies::marks(&roles, inventory, wish);
+        for (index, mark) in &marks {
+            desired.devices.entry(*index).and_modify(|device| device.entry.reply_mark = *mark);
+        }
+        desired.rules = replies::rules(&marks, inventory, wish);
+    }
     desired
 }
 
@@ -108,7 +121,7 @@ fn entry(inventory: &Inventory, device: &Device, role: Role, wishes: &Wishes) ->
             Some(IpAddr::V6(addr)) => addr.into(),
             _ => Ipv6Addr::UNSPECIFIED.into(),
         },
-        table: 0,
+        reply_mark: 0,
         ifindex: device.link.index,
     }
 }
@@ -212,7 +225,12 @@ mod tests {
     use crate::devices::inventory::{Address, Event, Kind, Link};
 
     fn wishes() -> Wishes {
-        Wishes { selection: Selection::default(), nodeport_addresses: NodePortAddresses::Primary, pods: None }
+        Wishes {
+            selection: Selection::default(),
+            nodeport_addresses: NodePortAddresses::Primary,
+            pods: None,
+            replies: None,
+        }
     }
 
     fn ip(text: &str) -> IpAddr {
@@ -313,6 +331,17 @@ mod tests {
         inv.apply(Event::Link(link(5, "cali5", Kind::Veth)));
         let again = steps(&first, &desired(&inv, &wishes()));
         assert_eq!(again, [Step::Forget(5), Step::Describe(5), Step::Attach(5)], "made anew under the same ifindex");
+    }
+
+    #[test]
+    fn an_uplink_has_the_mark_of_its_replies() {
+        let replies = Some(ReplyMark { mask: 0x1000, priority: 60 });
+        let marked = desired(&node(), &Wishes { replies, ..wishes() });
+        assert_eq!((marked.devices[&2].entry.reply_mark, marked.devices[&5].entry.reply_mark), (0x1000, 0));
+        assert_eq!(marked.rules.len(), 2);
+        let unmarked = desired(&node(), &wishes());
+        assert_eq!((unmarked.devices[&2].entry.reply_mark, unmarked.rules.len()), (0, 0));
+        assert_eq!(steps(&unmarked, &marked), [Step::Describe(2)]);
     }
 
     #[test]

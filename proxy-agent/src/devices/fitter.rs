@@ -4,7 +4,7 @@
 //! seconds. All of it happens on one thread that nothing else waits for. The goal may move meanwhile: what is left of
 //! the old one is not done then.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::desired::{Desired, Served, Step, Wishes, desired, steps};
 use super::inventory::Inventory;
+use super::replies::Rule;
 use super::told::{self, Told, ToldFile};
 use super::{Census, DeviceMap, DevicesError, NodeAddresses, select};
 use crate::dataplane::attach::standing::{By, Standing, misplaced};
@@ -37,6 +38,11 @@ impl Goal {
     pub(super) fn of(inventory: &Inventory, wishes: &Wishes) -> Self {
         let present = inventory.devices().map(|d| (d.link.index, (d.epoch, d.link.name.clone()))).collect();
         Self { desired: desired(inventory, wishes), present }
+    }
+
+    /// The node's rules for replies.
+    pub(super) const fn rules(&self) -> &BTreeSet<Rule> {
+        &self.desired.rules
     }
 
     /// The node's addresses.

@@ -39,8 +39,8 @@ abi_struct! {
         source_v4: Addr4,
         /// The same for IPv6.
         source_v6: Addr6,
-        /// Routing table for replies to requests that came in here; 0: main. Later work.
-        table: u32,
+        /// Bits of `skb->mark` that lead replies out by here, if requests came in here; 0: none (`--reply-mark`).
+        reply_mark: u32,
         /// The device's own ifindex, so that a value says whose it is.
         ifindex: u32,
     }

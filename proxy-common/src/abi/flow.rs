@@ -102,7 +102,8 @@ abi_struct! {
         endpoint_id: u32,
         /// `LIVE`'s generation when the endpoint was chosen.
         endpoint_gen: u32,
-        /// Where [`Flow::REDIRECT`], [`Flow::REINJECT`] and [`Flow::HAIRPIN`] send the packet.
+        /// Where [`Flow::REDIRECT`], [`Flow::REINJECT`] and [`Flow::HAIRPIN`] send the packet; the bridge of
+        /// [`Flow::BRIDGED`]; of any other Service flow, the device on which its requests arrive.
         ifindex: u32,
         /// Destination MAC that a bridged request carries (the gateway's); of [`Flow::REINJECT`], the device's own.
         entry_mac: [u8; 6],

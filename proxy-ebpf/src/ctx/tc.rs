@@ -161,6 +161,10 @@ impl Skb {
         /// What ingress told egress.
         tc_index, tc_index
     }
+    field! {
+        /// Everybody's bits.
+        mark, mark
+    }
 
     /// Length of the frame, bytes.
     #[inline(always)]
@@ -188,6 +192,13 @@ impl Skb {
     pub fn note(&self) -> u8 {
         // SAFETY: the kernel passes a valid context.
         unsafe { (&raw const (*self.skb).cb[4]).read_volatile() as u8 }
+    }
+
+    /// `skb->mark` becomes this.
+    #[inline(always)]
+    pub fn set_mark(&self, value: u32) {
+        // SAFETY: the kernel passes a valid context, and tc programs may write this field.
+        unsafe { (&raw mut (*self.skb).mark).write_volatile(value) }
     }
 
     /// Tells egress.

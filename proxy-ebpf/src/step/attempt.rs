@@ -28,7 +28,7 @@ fn attempt<F: Source>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, index: u
     found.seen_server = 0;
     found.endpoint_id = slot.endpoint_id;
     found.endpoint_gen = slot.endpoint_gen;
-    found.ifindex = 0;
+    found.ifindex = skb.ifindex();
     found.next_mac = [0; 6];
     found.last_seen_secs = now_secs();
     if let Err(outcome) = route::request(skb, key, found) {

@@ -2,12 +2,12 @@
 //! source port is exchanged, as the kernel's NAT does: both connections work.
 
 use proxy_common::Outcome;
-use proxy_common::abi::{Flow, FlowKey};
+use proxy_common::abi::{Direction, Flow, FlowKey};
 use proxy_common::algo::timeout;
 
 use super::attempt::{reply_entry, store_owner};
 use super::choose::{SPARE_ATTEMPTS, spare_port, tuple_hash};
-use super::flow;
+use super::flow::{self, read};
 use super::reserve::{self, Reservation};
 use super::resolve::Seen;
 use crate::clock::now_secs;
@@ -21,7 +21,7 @@ fn direct<F: Maps>(key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen) -> Outcome
     }
     let Some(reply) = F::reply() else { return Outcome::DropHelper };
     reply.key = key.reversed(key.direction().flip());
-    if !is_held(reply) {
+    if !is_held(reply, found.ifindex) {
         return Outcome::NotOurs;
     }
     let hash = tuple_hash(key, 0);
@@ -42,8 +42,11 @@ fn direct<F: Maps>(key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen) -> Outcome
 
 /// True if a live Service flow expects its replies under this key. One that is over gives the key up: its entry would
 /// go on translating, and the answer to this packet is not its own.
+///
+/// A packet that comes in by another device than the flow's requests is one of these requests, already translated, that
+/// left the node and is back: a gateway of the CNI's sends it round.
 #[inline(always)]
-fn is_held<F: Maps>(reply: &mut Entry<F>) -> bool {
+fn is_held<F: Maps>(reply: &mut Entry<F>, ifindex: u32) -> bool {
     let Entry { key, partner, .. } = reply;
     // A process of the node that the node itself serves: both ends are the node's, and no direct packet is like that.
     let itself = Flow::<F>::HAIRPIN | Flow::<F>::REINJECT;
@@ -54,7 +57,7 @@ fn is_held<F: Maps>(reply: &mut Entry<F>) -> bool {
     if let Some(held) = F::flows().get_ptr(&*key) {
         // SAFETY: the map's element; each field is read once.
         let held = unsafe { &*held };
-        if skipped(held.flags) {
+        if skipped(held.flags) || is_second_pass(key, held, ifindex) {
             return false;
         }
         let live = reserve::is_live(key, held, partner);
@@ -66,7 +69,7 @@ fn is_held<F: Maps>(reply: &mut Entry<F>) -> bool {
     let Some(held) = F::new_flows().get_ptr(&*key) else { return false };
     // SAFETY: as above.
     let (flags, last_seen_secs) = unsafe { ((*held).flags, (*held).last_seen_secs) };
-    if skipped(flags) {
+    if skipped(flags) || is_second_pass(key, held, ifindex) {
         return false;
     }
     let stale = flow::is_stale(last_seen_secs);
@@ -74,6 +77,19 @@ fn is_held<F: Maps>(reply: &mut Entry<F>) -> bool {
         maps::forget_new(key);
     }
     !stale
+}
+
+/// True if what arrives at this device under a reply's tuple, read backwards, is a request that we have translated.
+#[inline(always)]
+fn is_second_pass<F: Maps>(key: &FlowKey<F>, held: *const Flow<F>, ifindex: u32) -> bool {
+    let elsewhere =
+        Flow::<F>::REINJECT | Flow::<F>::HAIRPIN | Flow::<F>::BRIDGED | Flow::<F>::MASQUERADE | Flow::<F>::MASQUERADED;
+    // The reply is awaited on its way out: requests arrive. Of a flow from before an update the device is not known.
+    key.dir == Direction::Out as u8
+        && read!(held, flags) & elsewhere == 0
+        && read!(held, ifindex) != 0
+        && read!(held, ifindex) != ifindex
+        && !mutant!("second-pass")
 }
 
 subprograms! {

@@ -54,7 +54,7 @@ fn follow<F: Rewrite + Maps>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, i
 
 /// A datagram's key: its identification stands in the place of the ports.
 #[inline(always)]
-fn datagram<F: Maps>(key: &FlowKey<F>, id: u32, out: &mut FlowKey<F>) {
+pub(crate) fn datagram<F: Maps>(key: &FlowKey<F>, id: u32, out: &mut FlowKey<F>) {
     *out = *key;
     out.sport = (id >> 16) as u16;
     out.dport = id as u16;

@@ -105,6 +105,7 @@ fn no_service<F: Cidrs>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: 
         };
     }
     if bits & flow::direct(key.direction()) != 0 && !mutant!("no-guard") {
+        found.ifindex = skb.ifindex();
         return Outcome::DirectRewritten;
     }
     Outcome::NotOurs

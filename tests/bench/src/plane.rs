@@ -247,7 +247,7 @@ fn write_devices(pins: &PinRoot, devices: &[Port]) -> Result<()> {
             _pad: 0,
             source_v4: v4.into(),
             source_v6: v6.into(),
-            table: 0,
+            reply_mark: 0,
             ifindex: port.ifindex,
         };
         map.insert(port.ifindex, device, 0).with_context(|| format!("cannot tell the programs of {}", port.name))?;

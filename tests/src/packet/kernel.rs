@@ -46,6 +46,8 @@ pub(super) struct Meta {
     pub(super) ingress_ifindex: u32,
     /// What ingress told egress.
     pub(super) tc_index: u16,
+    /// `skb->mark`.
+    pub(super) mark: u32,
     /// A VLAN tag beside the bytes; 0 for none.
     pub(super) vlan: u16,
     /// Size of a segment, of a packet that stands for several.
@@ -60,6 +62,7 @@ pub(super) struct Left {
     pub(super) verdict: i32,
     pub(super) bytes: Vec<u8>,
     pub(super) tc_index: u16,
+    pub(super) mark: u32,
     pub(super) gso: (u32, u32),
 }
 
@@ -85,6 +88,7 @@ impl Entry {
         let mut context = SkBuff {
             ingress_ifindex: meta.ingress_ifindex,
             ifindex: meta.ifindex,
+            mark: meta.mark,
             cb: [meta.tc_index.into(), meta.vlan.into(), 0, 0, 0],
             gso_segs: meta.gso_segs,
             gso_size: meta.gso_size,
@@ -107,7 +111,8 @@ impl Entry {
         let (verdict, length) = unsafe { (attr.test.retval as i32, attr.test.data_size_out as usize) };
         assert_ne!(verdict, EMPTY_SLOT, "the slot of PROGRAMS is empty");
         out.truncate(length);
-        Left { verdict, bytes: out, tc_index: context.cb[0] as u16, gso: (context.gso_size, context.gso_segs) }
+        let gso = (context.gso_size, context.gso_segs);
+        Left { verdict, bytes: out, tc_index: context.cb[0] as u16, mark: context.mark, gso }
     }
 }
 

@@ -12,7 +12,7 @@ use proxy_agent::dataplane::bpf::{Access, BpfDataplane};
 use proxy_agent::dataplane::pin::PinRoot;
 use proxy_agent::dataplane::{Change, Dataplane as _, load, probe};
 use proxy_agent::diff::{Ledger, QUIET};
-use proxy_agent::index::{Event, Index, Kind};
+use proxy_agent::index::{self, Event, Index};
 use proxy_agent::k8s::manifest;
 use proxy_agent::model::{IpFamily, ObjectName, PortKey, Protocol};
 use proxy_agent::plan;
@@ -25,7 +25,7 @@ use super::maps::{FromIp as _, Maps};
 use super::netns::NetNs;
 use super::programs::Programs;
 use super::ran::{Hook, Ran};
-use super::reuse::{self, Loaded};
+use super::reuse::{self, Kind, Loaded};
 use super::service::Service;
 use super::world::{self, BRIDGE, Device, LOOPBACK, NODE_NAME, POD1, POD2, PORT1, PORT2, UPLINK};
 
@@ -54,6 +54,8 @@ pub struct Settings {
     pub kube_proxy: bool,
     /// Answers per second.
     pub rejects_per_sec: u32,
+    /// The bits of `skb->mark` that are ours.
+    pub reply_mark: u32,
     /// Source ports for masquerade, from 61000 upwards; 0: as by default.
     pub source_ports: u16,
 }
@@ -65,6 +67,7 @@ impl Default for Settings {
             half_open: 1024,
             kube_proxy: false,
             rejects_per_sec: Config::REJECT_PER_SEC,
+            reply_mark: 0,
             source_ports: 0,
         }
     }
@@ -76,7 +79,9 @@ pub struct Node {
     kernel: Option<(BpfDataplane, Programs)>,
     /// The loaded maps.
     pub maps: Maps,
-    reusable: bool,
+    /// `None` if no later test is to have what it has loaded.
+    kind: Option<Kind>,
+    marks_replies: bool,
     index: Index,
     ledger: Ledger,
     now: Duration,
@@ -93,9 +98,10 @@ impl Node {
     pub fn start_with(settings: Settings) -> Self {
         let netns = NetNs::enter();
         let default = Settings::default();
-        let reusable = (settings.flows, settings.half_open) == (default.flows, default.half_open);
-        let idle = if reusable { reuse::take() } else { None };
-        Self::on(idle.unwrap_or_else(|| load_object(settings)), settings, reusable, netns)
+        let usual = (settings.flows, settings.half_open) == (default.flows, default.half_open);
+        let kind = usual.then_some(Kind { reply_mark: settings.reply_mark });
+        let loaded = kind.and_then(reuse::take).unwrap_or_else(|| load_object(settings));
+        Self::on(loaded, settings, kind, netns)
     }
 
     /// A new node on the same loaded object, emptied.
@@ -104,10 +110,10 @@ impl Node {
         loaded.empty().expect("the maps can be emptied");
         // One namespace of the thread after the other.
         drop(self);
-        Self::on(loaded, Settings::default(), false, NetNs::enter())
+        Self::on(loaded, Settings::default(), None, NetNs::enter())
     }
 
-    fn on(loaded: Loaded, settings: Settings, reusable: bool, netns: NetNs) -> Self {
+    fn on(loaded: Loaded, settings: Settings, kind: Option<Kind>, netns: NetNs) -> Self {
         let Loaded { mut dataplane, programs, mut maps } = loaded;
         let snapshot = dataplane.dump().expect("new maps can be read");
         let now = Duration::from_secs(1000);
@@ -116,8 +122,9 @@ impl Node {
         describe_devices(&mut maps);
         let index = Index::default();
         let kernel = Some((dataplane, programs));
-        let mut node = Self { kernel, maps, reusable, index, ledger, now, netns };
-        for kind in [Kind::Service, Kind::EndpointSlice] {
+        let marks_replies = settings.reply_mark != 0;
+        let mut node = Self { kernel, maps, kind, marks_replies, index, ledger, now, netns };
+        for kind in [index::Kind::Service, index::Kind::EndpointSlice] {
             node.event(Event::Init(kind));
             node.event(Event::InitDone(kind));
         }
@@ -149,6 +156,10 @@ impl Node {
             let kind = object.kind();
             self.event(Event::Delete(kind, object.name().clone()));
         }
+    }
+
+    pub(super) const fn marks_replies(&self) -> bool {
+        self.marks_replies
     }
 
     /// What the planner says of a Service in namespace `default`.
@@ -225,6 +236,11 @@ impl Node {
         *found.unwrap_or_else(|| panic!("no port {wanted:?} in {names:?}")).0
     }
 
+    /// Replies to what came in by a device are to have this mark.
+    pub fn mark_replies_by(&mut self, device: Device, reply_mark: u32) {
+        self.maps.put_device(&abi::Device { reply_mark, ..described(device) });
+    }
+
     /// The node loses its addresses on a device.
     pub fn without_sources(&mut self, device: Device) {
         let (source_v4, source_v6) = Default::default();
@@ -255,6 +271,12 @@ impl Node {
     pub fn arrives_marked(&self, device: Device, tc_index: u16, packet: &Packet) -> Ran<'_> {
         let meta = Meta { tc_index, ..entering(device) };
         self.run(Hook::Ingress, format!("arrives at {} with tc_index {tc_index}", device.name), &packet.bytes(), meta)
+    }
+
+    /// A packet that has a mark arrives at a device.
+    pub fn arrives_with_mark(&self, device: Device, mark: u32, packet: &Packet) -> Ran<'_> {
+        let meta = Meta { mark, ..entering(device) };
+        self.run(Hook::Ingress, format!("arrives at {} with mark {mark:#x}", device.name), &packet.bytes(), meta)
     }
 
     /// A packet with a VLAN tag beside its bytes arrives at a device.
@@ -300,8 +322,11 @@ const NOT_GIVEN_BACK: &str = "the node is in use";
 impl Drop for Node {
     fn drop(&mut self) {
         // A test that fails may have left anything.
-        if self.reusable && self.kernel.is_some() && !std::thread::panicking() {
-            reuse::give_back(self.take_loaded());
+        if let Some(kind) = self.kind
+            && self.kernel.is_some()
+            && !std::thread::panicking()
+        {
+            reuse::give_back(kind, self.take_loaded());
         }
     }
 }
@@ -320,7 +345,7 @@ fn load_object(settings: Settings) -> Loaded {
     }
     // Only objects that have faults to choose from have the global.
     let fault = std::env::var(FAULT_VARIABLE).map_or(0, |name| proxy_common::mutant::id(&name));
-    loader.override_global("MUTANT", &fault, false);
+    loader.override_global("MUTANT", &fault, false).override_global("REPLY_MARK", &settings.reply_mark, true);
     let mut ebpf =
         loader.load(&OBJECT).unwrap_or_else(|e| panic!("cannot load the object (the packet tier needs root): {e}"));
     let dataplane = open_dataplane(&ebpf);
@@ -389,7 +414,7 @@ fn described(device: Device) -> abi::Device {
         _pad: 0,
         source_v4: proxy_common::Addr4::from_ip(source(IpFamily::V4)),
         source_v6: proxy_common::Addr6::from_ip(source(IpFamily::V6)),
-        table: 0,
+        reply_mark: 0,
         ifindex: device.ifindex,
     }
 }

@@ -51,10 +51,22 @@ impl Programs {
         [INGRESS_STUB, EGRESS_STUB].into_iter().for_each(|stub| loader.load(stub));
         let mut slots = vec![program::INGRESS, program::EGRESS];
         if frame.get(12..14) == Some(&V4::ETHERTYPE.to_be_bytes()) {
-            slots.extend([program::INGRESS_V4, program::EGRESS_V4, program::MASQUERADE_V4, program::ICMP_V4]);
+            slots.extend([
+                program::INGRESS_V4,
+                program::EGRESS_V4,
+                program::MASQUERADE_V4,
+                program::ICMP_V4,
+                program::MARK_V4,
+            ]);
         }
         if frame.get(12..14) == Some(&V6::ETHERTYPE.to_be_bytes()) {
-            slots.extend([program::INGRESS_V6, program::EGRESS_V6, program::MASQUERADE_V6, program::ICMP_V6]);
+            slots.extend([
+                program::INGRESS_V6,
+                program::EGRESS_V6,
+                program::MASQUERADE_V6,
+                program::ICMP_V6,
+                program::MARK_V6,
+            ]);
         }
         slots.into_iter().for_each(|slot| loader.load_slot(slot));
         match hook {

@@ -111,6 +111,11 @@ impl<'a> Ran<'a> {
         self.left.tc_index
     }
 
+    /// What `skb->mark` is now.
+    pub const fn mark(&self) -> u32 {
+        self.left.mark
+    }
+
     /// It goes on to the stack as `expected`.
     #[track_caller]
     pub fn becomes(self, outcome: Outcome, expected: &Packet) {
@@ -224,6 +229,9 @@ impl<'a> Ran<'a> {
         }
         if self.left.bytes != expected {
             wrong.push("the frame differs".to_owned());
+        }
+        if self.left.mark != self.meta.mark && !self.node.marks_replies() {
+            wrong.push(format!("the mark should be {:#x} as before, not {:#x}", self.meta.mark, self.left.mark));
         }
         // An answer is a new packet; everything else keeps its segments.
         if verdict != REDIRECT && self.left.gso != (self.meta.gso_size, self.meta.gso_segs) {

@@ -22,18 +22,26 @@ pub(super) struct Loaded {
     pub(super) maps: Maps,
 }
 
-/// At most as many as tests ran beside each other.
-static IDLE: Mutex<Vec<Loaded>> = Mutex::new(Vec::new());
+/// At most as many of each kind as tests ran beside each other.
+static IDLE: Mutex<Vec<(Kind, Loaded)>> = Mutex::new(Vec::new());
+
+/// What the programs were loaded with that cannot be changed later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Kind {
+    pub(super) reply_mark: u32,
+}
 
 /// One that a test has done with.
-pub(super) fn take() -> Option<Loaded> {
-    IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop()
+pub(super) fn take(kind: Kind) -> Option<Loaded> {
+    let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+    let at = idle.iter().position(|(other, _)| *other == kind)?;
+    Some(idle.swap_remove(at).1)
 }
 
 /// The test has done with it.
-pub(super) fn give_back(loaded: Loaded) {
+pub(super) fn give_back(kind: Kind, loaded: Loaded) {
     match loaded.empty() {
-        Ok(()) => IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(loaded),
+        Ok(()) => IDLE.lock().unwrap_or_else(PoisonError::into_inner).push((kind, loaded)),
         // It must not reach the next test; this one has passed and need not fail for it.
         Err(error) => eprintln!("the loaded programs are not used again: {error:#}"),
     }

@@ -65,6 +65,8 @@ mod icmp;
 #[cfg(test)]
 mod limits;
 #[cfg(test)]
+mod mark;
+#[cfg(test)]
 mod masquerade;
 #[cfg(test)]
 mod node;

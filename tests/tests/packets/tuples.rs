@@ -1,14 +1,15 @@
 //! Tuples are reserved, never shared: what happens when two conversations would look the same to the endpoint.
 
-use fairlead_tests::packet::world::{self, POD1};
+use fairlead_tests::packet::world::{self, POD1, UPLINK};
 use fairlead_tests::packet::{ACK, FIN, Node, PSH, RST, Table, Wire};
 use proxy_agent::model::{IpFamily, Protocol};
 use proxy_common::abi::{Direction, Flow, FlowKey};
 use proxy_common::{Family, Outcome, V4, V6};
 
-use crate::cases::{PORT, TARGET, Talk, at, by_now, other, out_of, web};
+use crate::cases::{PORT, TARGET, Talk, at, by_now, other, out_of, to_remote, web};
 
 wires! {
+    a_translated_request_that_comes_in_again_is_left_alone,
     one_client_port_to_two_services_with_the_same_endpoint_gets_two_ports,
     one_client_port_to_two_services_gets_two_endpoints_where_there_are_two,
     a_direct_packet_on_a_services_tuple_gets_another_port,
@@ -195,4 +196,15 @@ pub(crate) fn when_every_tuple_is_taken_the_packet_is_dropped(wire: Wire) {
         IpFamily::V6 => take_every_spare_port::<V6>(&mut node, &talk),
     }
     node.arrives(POD1, &talk.opening()).is_dropped(Outcome::DropTupleClash);
+}
+
+/// A gateway of the CNI's sends what it gets round: the request leaves translated, and arrives by another device.
+fn a_translated_request_that_comes_in_again_is_left_alone(wire: Wire) {
+    let (node, talk) = to_remote(wire);
+    talk.goes(&node, Outcome::RequestNew, &talk.opening());
+    node.arrives(UPLINK, &at(UPLINK, wire.opening(talk.client, talk.endpoint))).is_left_alone();
+    talk.is_confirmed(&node);
+    node.arrives(UPLINK, &at(UPLINK, wire.opening(talk.client, talk.endpoint))).is_left_alone();
+    node.arrives(UPLINK, &at(UPLINK, wire.talk(talk.client, talk.endpoint))).is_left_alone();
+    talk.goes_on(&node);
 }

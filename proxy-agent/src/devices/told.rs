@@ -101,7 +101,10 @@ mod tests {
         assert_eq!(file.read().unwrap(), []);
         let inv = inventory([Event::Link(link(9, "cali9", Kind::Veth)), Event::Link(link(4, "dummy4", Kind::Inert))]);
         let nodeport_addresses = NodePortAddresses::Primary;
-        let told = of(&desired(&inv, &Wishes { selection: Selection::default(), nodeport_addresses, pods: None }));
+        let told = of(&desired(
+            &inv,
+            &Wishes { selection: Selection::default(), nodeport_addresses, pods: None, replies: None },
+        ));
         let roles: Vec<_> = told.iter().map(|told| (told.ifindex, &*told.role)).collect();
         assert_eq!(roles, [(4, "none"), (9, select::role_name(Some(Role::Pod)))]);
         file.write(&told).unwrap();

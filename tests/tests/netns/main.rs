@@ -88,4 +88,6 @@ mod two_nodes;
 #[cfg(test)]
 mod unallocated;
 #[cfg(test)]
+mod uplinks;
+#[cfg(test)]
 mod wires;

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -36,12 +36,14 @@ pub struct LoadPlan {
     pub fresh: bool,
     /// Patience, as in [`Ask`].
     pub timeout: Duration,
+    /// The clients' address, where the namespace has several.
+    pub from: Option<IpAddr>,
 }
 
 impl LoadPlan {
     /// Four workers with a fresh connection each time, without a pause.
     pub fn new(proto: Proto, to: SocketAddr) -> Self {
-        Self { proto, to, workers: 4, pause: Duration::ZERO, fresh: true, timeout: PATIENCE }
+        Self { proto, to, workers: 4, pause: Duration::ZERO, fresh: true, timeout: PATIENCE, from: None }
     }
 }
 
@@ -139,6 +141,7 @@ impl Drop for Load {
 
 fn ask_until(plan: &LoadPlan, stop: &AtomicBool, begun: &AtomicU64, done: &AtomicU64) -> Vec<Sample> {
     let ask = Ask::new(plan.proto, plan.to).timeout(plan.timeout);
+    let ask = plan.from.map_or(ask, |from| ask.from(SocketAddr::new(from, 0)));
     let mut kept: Option<Conversation> = None;
     let mut samples = Vec::new();
     while !stop.load(Ordering::Relaxed) {

@@ -112,6 +112,14 @@ impl Api {
         })
     }
 
+    /// Applies a JSON merge patch to the object's status, which no other request can change.
+    pub fn patch_status<K: Object>(&self, namespace: &str, name: &str, patch: serde_json::Value) -> Result<K> {
+        let name = (namespace.to_owned(), name.to_owned());
+        self.request("patch the status of", &name.clone(), async move |api: kube::Api<K>| {
+            api.patch_status(&name.1, &PatchParams::default(), &Patch::Merge(&patch)).await
+        })
+    }
+
     /// Deletes the object.
     pub fn delete<K: Object>(&self, namespace: &str, name: &str) -> Result<()> {
         let name = (namespace.to_owned(), name.to_owned());

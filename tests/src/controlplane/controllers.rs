@@ -12,16 +12,18 @@ use super::{
     process::{Log, Process},
 };
 
-/// Those that turn Pods and Endpoints into slices, and those that remove what belonged to what is gone. The others
+/// Those that turn Pods and Endpoints into slices, that remove what belonged to what is gone, and that say which ServiceCIDR
+/// is ready. The others
 /// would act on workloads, volumes and certificates, which no case has; and without kubelets that report, those of
 /// nodes and Pods would taint and evict.
-const CONTROLLERS: [&str; 6] = [
+const CONTROLLERS: [&str; 7] = [
     "endpointslice-controller",
     "endpoints-controller",
     "endpointslice-mirroring-controller",
     "garbage-collector-controller",
     "namespace-controller",
     "serviceaccount-controller",
+    "service-cidr-controller",
 ];
 /// A cold start takes two seconds on an idle machine; this bounds it on a busy one.
 const READY_WITHIN: Duration = Duration::from_secs(120);

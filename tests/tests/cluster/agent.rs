@@ -10,7 +10,6 @@ use std::{
 use fairlead_lab::{
     Lab, Namespace,
     agent::{READY_LINE, find_binary, mount_bpf_fs},
-    manifest::NODE_NAME,
     netns,
     server::wait_until,
 };
@@ -27,6 +26,7 @@ pub(crate) struct Agent {
     binary: PathBuf,
     kubeconfig: PathBuf,
     node: Namespace,
+    name: &'static str,
     pins: PathBuf,
     log: PathBuf,
     args: Vec<String>,
@@ -52,6 +52,7 @@ impl Agent {
             binary: find_binary().unwrap(),
             kubeconfig: kubeconfig.to_owned(),
             node: lab.node.ns.clone(),
+            name: lab.node_name(),
             pins,
             log: lab.dir().join(format!("{name}.log")),
             args: args.iter().map(|arg| (*arg).to_owned()).collect(),
@@ -68,7 +69,7 @@ impl Agent {
         let log = File::create(&self.log).unwrap();
         let mut command = self.node.command(&self.binary);
         command.arg("run").arg("--kubeconfig").arg(&self.kubeconfig);
-        command.args(["--node-name", NODE_NAME, "--pin-path"]).arg(&self.pins).args(&self.args);
+        command.args(["--node-name", self.name, "--pin-path"]).arg(&self.pins).args(&self.args);
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         let child = command.spawn().unwrap_or_else(|error| panic!("cannot start {}: {error}", self.binary.display()));
         self.child = Some(child);

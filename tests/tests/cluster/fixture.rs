@@ -7,12 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fairlead_lab::{Ask, Lab, LabConfig, Namespace, Netfilter, Outcome, Proto, Server, Shape, manifest::NODE_NAME};
+use fairlead_lab::{Ask, Lab, LabConfig, Netfilter, Outcome, Proto, Server, Shape, manifest::NODE_NAME};
 use fairlead_tests::controlplane::{Api, ControlPlane, SERVER};
 use k8s_openapi::api::core::v1::{Node, Service};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::{agent::Agent, alone, objects, relay::Relay};
+use crate::{agent::Agent, alone, client::Client, objects, relay::Relay};
 
 /// The port that the pods' servers listen on.
 pub(crate) const TARGET: u16 = 8080;
@@ -110,7 +110,11 @@ impl Cluster {
 
     /// The same, for who sees to turns.
     pub(crate) fn without_turn() -> Self {
-        let lab = Lab::new(LabConfig::new(Shape::Routed, Netfilter::Conntrack)).unwrap();
+        Self::of(Lab::new(LabConfig::new(Shape::Routed, Netfilter::Conntrack)).unwrap())
+    }
+
+    /// The same in this lab.
+    pub(crate) fn of(lab: Lab) -> Self {
         let servers = lab
             .pods
             .iter()
@@ -172,27 +176,26 @@ impl Cluster {
         self.ask_from_until(&self.lab.client.ns, limit, proto, to, wanted, is_wanted)
     }
 
-    /// The same from another namespace.
-    pub(crate) fn ask_from_until(
+    /// The same from elsewhere.
+    pub(crate) fn ask_from_until<'a>(
         &self,
-        from: &Namespace,
+        from: impl Into<Client<'a>>,
         limit: Duration,
         proto: Proto,
         to: SocketAddr,
         wanted: &str,
         is_wanted: impl Fn(&Outcome) -> bool,
     ) -> Duration {
-        let began = Instant::now();
+        let (began, from) = (Instant::now(), from.into());
         let mut timeout = Duration::from_millis(200);
         loop {
-            let ask = Ask::new(proto, to).timeout(timeout);
-            let outcome = ask.once(from).unwrap().outcome;
+            let outcome = from.ask(proto, to).timeout(timeout).once(from.ns).unwrap().outcome;
             if is_wanted(&outcome) {
                 return began.elapsed();
             }
             assert!(
                 began.elapsed() < limit,
-                "{to}/{proto} is not {wanted} within {limit:?}: the last attempt was {outcome}; the agent's log:\n{}",
+                "{to}/{proto} is not {wanted} within {limit:?} for {from}: the last attempt was {outcome}; the agent's log:\n{}",
                 self.agent.log_tail()
             );
             if outcome == Outcome::Timeout {
@@ -253,8 +256,8 @@ impl Vips {
 
 /// Creates the Node under test with its addresses.
 pub(crate) fn create_node(api: &Api, lab: &Lab) {
-    create_node_object(api, NODE_NAME);
-    set_node_addresses(api, &[lab.node.v4.into(), lab.node.v6.into()]);
+    create_node_object(api, lab.node_name());
+    set_addresses(api, lab.node_name(), &[lab.node.v4.into(), lab.node.v6.into()]);
 }
 
 /// Creates a Node: the controllers pass over Pods of one that does not exist.
@@ -271,13 +274,32 @@ pub(crate) fn create_node_object(api: &Api, name: &str) {
     .unwrap();
 }
 
-/// Gives the Node these InternalIPs, as the kubelet does.
+/// Gives the Node under test these InternalIPs.
 pub(crate) fn set_node_addresses(api: &Api, addresses: &[IpAddr]) {
+    set_addresses(api, NODE_NAME, addresses);
+}
+
+fn set_addresses(api: &Api, node: &str, addresses: &[IpAddr]) {
     let addresses: Vec<_> = addresses.iter().map(|ip| json!({"type": "InternalIP", "address": ip})).collect();
-    let status = json!({"status": {"addresses": addresses}});
+    set_node_status(api, node, &json!({"addresses": addresses}));
+}
+
+/// Moves a Node to another zone than `zone-a`.
+pub(crate) fn set_zone(api: &Api, node: &str, zone: &str) {
+    let (node, patch) = (node.to_owned(), json!({"metadata": {"labels": {"topology.kubernetes.io/zone": zone}}}));
+    api.call(async move |client| {
+        let (params, patch) = (kube::api::PatchParams::default(), kube::api::Patch::Merge(&patch));
+        kube::Api::<Node>::all(client).patch(&node, &params, &patch).await
+    })
+    .unwrap();
+}
+
+/// Reports this of a Node's status, as its kubelet does.
+pub(crate) fn set_node_status(api: &Api, node: &str, status: &Value) {
+    let (node, status) = (node.to_owned(), json!({"status": status}));
     api.call(async move |client| {
         let (params, patch) = (kube::api::PatchParams::default(), kube::api::Patch::Merge(&status));
-        kube::Api::<Node>::all(client).patch_status(NODE_NAME, &params, &patch).await
+        kube::Api::<Node>::all(client).patch_status(&node, &params, &patch).await
     })
     .unwrap();
 }

@@ -12,6 +12,7 @@ mod agent;
 mod alone;
 mod broken_watch;
 mod chaos;
+mod client;
 mod deploy;
 mod e2e;
 mod fixture;

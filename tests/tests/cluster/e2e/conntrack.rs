@@ -4,19 +4,21 @@
 use std::{net::SocketAddr, os::fd::AsFd as _};
 
 use fairlead_lab::{
-    Ask, Capture, Conversation, Namespace, Outcome, Proto, capture, frame,
+    Ask, Capture, Conversation, Outcome, Proto, capture, frame,
     packet::{ACK, L4, Mac, RST},
     server::wait_until,
     sys,
 };
+use k8s_openapi::api::core::v1::Service;
 use serde_json::{Value, json};
 
-use super::{SOON, Vips, World, port, world};
+use super::{SOON, Vips, World, world};
+use crate::client::Client;
 
 /// `port` is the client's own, and no other case's: they run at the same time.
-fn open(from: &Namespace, port: u16, to: SocketAddr) -> Conversation {
-    let ask = Ask::new(Proto::Udp, to).port(port).timeout(std::time::Duration::from_secs(1));
-    ask.open(from).expect("the namespace").expect("a socket")
+fn open(from: Client<'_>, port: u16, to: SocketAddr) -> Conversation {
+    let ask = from.ask(Proto::Udp, to).from_port(port).timeout(std::time::Duration::from_secs(1));
+    ask.open(from.ns).expect("the namespace").expect("a socket")
 }
 
 /// Goes on with the same socket until it hears what is wanted.
@@ -31,43 +33,38 @@ fn until_by(client: &mut Conversation, server: &str) {
 }
 
 /// A client starts before there is an endpoint, and each Pod is replaced by the next one. `at` is where it asks.
-fn follows(
+fn follows<'a>(
     world: &World,
     name: &str,
     spec: Value,
-    (from, port): (&Namespace, u16),
-    at: impl Fn(&World, &Value) -> [SocketAddr; 2],
+    (from, port): (impl Into<Client<'a>>, u16),
+    servers: [&str; 4],
+    at: impl Fn(&World, &Service) -> [SocketAddr; 2],
 ) {
-    let service = serde_json::to_value(world.service(name, spec)).expect("a Service");
+    let service = world.service(name, spec);
+    let from = from.into();
     let mut clients = at(world, &service).map(|to| open(from, port, to));
     for client in &mut clients {
         until(client, "refused", |outcome| *outcome == Outcome::Refused);
     }
     // e2e 51: not ready at first.
-    let mut old = world.pod(name, "pod-a");
+    let mut old = world.pod(name, servers[0]);
     old.create(&world.api);
     old.report(&world.api, "Running", false);
     for client in &mut clients {
         assert_eq!(client.ask().outcome, Outcome::Refused);
     }
     old.report(&world.api, "Running", true);
-    for server in ["pod-b", "pod-c", "pod-a"] {
-        let before = if server == "pod-b" {
-            "pod-a"
-        } else if server == "pod-c" {
-            "pod-b"
-        } else {
-            "pod-c"
-        };
+    for pair in servers.windows(2) {
         for client in &mut clients {
-            until_by(client, before);
+            until_by(client, pair[0]);
         }
-        let new = world.pod(name, server).named(&format!("{name}-{server}-next"));
+        let new = world.pod(name, pair[1]).named(&format!("{name}-{}-next", pair[1]));
         new.run(&world.api);
         old.terminate(&world.api);
         old.report(&world.api, "Running", false);
         for client in &mut clients {
-            until_by(client, server);
+            until_by(client, pair[1]);
         }
         old.remove(&world.api);
         old = new;
@@ -79,8 +76,13 @@ fn follows(
     }
 }
 
-fn cluster_ips(service: &Value) -> [SocketAddr; 2] {
-    let vips = Vips::of(&serde_json::from_value(service.clone()).expect("a Service"));
+/// On the node, and back to the first.
+const HERE: [&str; 4] = ["pod-a", "pod-b", "pod-c", "pod-a"];
+/// To the other node, on it, and back.
+const ACROSS: [&str; 4] = ["pod-a", "remote-a", "remote-b", "pod-b"];
+
+fn cluster_ips(_: &World, service: &Service) -> [SocketAddr; 2] {
+    let vips = Vips::of(service);
     [vips.v4, vips.v6]
 }
 
@@ -88,56 +90,80 @@ fn cluster_ips(service: &Value) -> [SocketAddr; 2] {
 #[test]
 fn e2e_48_51_a_pods_udp_socket_follows_the_endpoints_of_a_cluster_ip() {
     let world = world();
-    follows(&world, "cycle", json!({}), (&world.lab.client.ns, 12_345), |_, service| cluster_ips(service));
+    follows(&world, "cycle", json!({}), (&world.lab.client.ns, 12_345), HERE, cluster_ips);
 }
 
 #[test]
 fn e2e_49_a_pods_udp_socket_follows_the_endpoints_of_an_internal_policy_of_local() {
     let world = world();
     let spec = json!({"internalTrafficPolicy": "Local"});
-    follows(&world, "cycle-internal", spec, (&world.lab.client.ns, 12_346), |_, service| cluster_ips(service));
+    follows(&world, "cycle-internal", spec, (&world.lab.client.ns, 12_346), HERE, cluster_ips);
 }
 
 #[test]
 fn e2e_50_a_udp_socket_of_the_node_follows_the_endpoints_of_a_cluster_ip() {
     let world = world();
-    follows(&world, "cycle-node", json!({}), (&world.lab.node.ns, 12_347), |_, service| cluster_ips(service));
+    follows(&world, "cycle-node", json!({}), (&world.lab.node.ns, 12_347), ACROSS, cluster_ips);
 }
 
 #[test]
-fn e2e_47_a_udp_socket_outside_follows_the_endpoints_of_a_local_node_port() {
+fn e2e_47_a_udp_socket_outside_follows_the_endpoints_of_a_node_port() {
     let world = world();
-    let spec = json!({"type": "NodePort", "externalTrafficPolicy": "Local"});
-    follows(&world, "cycle-external", spec, (&world.lab.ext.ns, 12_348), udp_node_ports);
+    let spec = |policy| json!({"type": "NodePort", "externalTrafficPolicy": policy});
+    let outside = &world.lab.ext.ns;
+    follows(&world, "cycle-external", spec("Local"), (outside, 12_348), HERE, udp_node_ports);
+    follows(&world, "cycle-masqueraded", spec("Cluster"), (outside, 12_350), ACROSS, udp_node_ports);
+    // As upstream's client: a pod of another node.
+    let pod = &world.other.lab.client.ns;
+    follows(&world, "cycle-from-there", spec("Cluster"), (pod, 12_351), ACROSS, udp_node_ports);
 }
 
-fn udp_node_ports(world: &World, service: &Value) -> [SocketAddr; 2] {
-    let ports = world.node_ports(&serde_json::from_value(service.clone()).expect("a Service"));
-    let udp: Vec<_> = ports.into_iter().filter(|(proto, _)| *proto == Proto::Udp).map(|(_, to)| to).collect();
+/// e2e 82: to Pods of the same node, and of another one.
+#[test]
+fn e2e_82_a_udp_socket_outside_follows_the_endpoints_of_a_balancers_address() {
+    let world = world();
+    let spec = json!({"type": "LoadBalancer"});
+    follows(&world, "cycle-balanced", spec, (world.outside()[0], 12_352), ACROSS, |world, service| {
+        udp(&world.balance(service, 82))
+    });
+}
+
+fn udp_node_ports(world: &World, service: &Service) -> [SocketAddr; 2] {
+    udp(&world.node_ports(service))
+}
+
+fn udp(at: &[(Proto, SocketAddr)]) -> [SocketAddr; 2] {
+    let udp: Vec<_> = at.iter().filter(|(proto, _)| *proto == Proto::Udp).map(|(_, to)| *to).collect();
     udp.try_into().expect("one of each family")
 }
 
 #[test]
 fn e2e_53_a_udp_socket_follows_a_target_port_that_changes() {
     let world = world();
-    let ports = |udp: u16| json!([port("tcp", 80, Proto::Tcp, 8080), port("udp", 80, Proto::Udp, udp)]);
-    let service = world.service("retarget", json!({"type": "NodePort", "externalTrafficPolicy": "Local"}));
-    world.run_pod("retarget", "pod-a");
-    let service = serde_json::to_value(service).expect("a Service");
-    let at = [cluster_ips(&service), udp_node_ports(&world, &service)];
-    let mut clients: Vec<_> = at.iter().flatten().map(|&to| open(&world.lab.ext.ns, 12_349, to)).collect();
-    for target in [8080, 8081, 8082, 8080] {
-        let mut ports = ports(target);
-        for (port, known) in
-            ports.as_array_mut().into_iter().flatten().zip(service["spec"]["ports"].as_array().into_iter().flatten())
-        {
-            port["nodePort"] = known["nodePort"].clone();
-        }
-        world.edit("retarget", &json!({"ports": ports}));
-        for client in &mut clients {
-            until(client, &format!("answered by port {target}"), |outcome| {
-                outcome.answer().is_some_and(|answer| answer.local.port() == target)
-            });
+    for (policy, own) in [("Cluster", 12_349), ("Local", 12_353)] {
+        let name = format!("retarget-{}", policy.to_lowercase());
+        let service = world.service(&name, json!({"type": "NodePort", "externalTrafficPolicy": policy}));
+        world.run_pod(&name, "pod-a");
+        let at = [cluster_ips(&world, &service), udp_node_ports(&world, &service)];
+        let mut clients: Vec<_> = at.iter().flatten().map(|&to| open((&world.lab.ext).into(), own, to)).collect();
+        for target in [8080, 8081, 8082, 8080] {
+            let ports = service.spec.as_ref().and_then(|spec| spec.ports.clone()).expect("ports");
+            let ports: Vec<_> = ports
+                .iter()
+                .map(|port| {
+                    let mut port = json!(port);
+                    if port["protocol"] == "UDP" {
+                        port["targetPort"] = json!(target);
+                    }
+                    port
+                })
+                .collect();
+            world.edit(&name, &json!({"ports": ports}));
+            for client in &mut clients {
+                until(client, &format!("answered by port {target}"), |outcome| {
+                    outcome.answer().is_some_and(|answer| answer.local.port() == target)
+                });
+            }
         }
     }
 }

@@ -1,11 +1,17 @@
 //! Services come, go and come again; so does the agent.
 
-use fairlead_lab::{Load, LoadPlan, Proto};
-use k8s_openapi::api::core::v1::Service;
+use std::net::SocketAddr;
+
+use fairlead_lab::{Load, LoadPlan, Proto, server::wait_until};
+use k8s_openapi::api::{core::v1::Service, networking::v1::ServiceCIDR};
+use kube::api::PostParams;
 use serde_json::json;
 
-use super::{SOON, World, world, world_for_one};
+use super::{SOON, World, try_create, world, world_for_one};
 use crate::fixture::Vips;
+
+/// A ServiceCIDR beside the one that the cluster has from its start.
+const FURTHER: [&str; 2] = ["10.97.0.0/24", "fd00:10:97::/112"];
 
 /// A Service with one Pod, served.
 fn up(world: &World, name: &str, server: &str) -> Vips {
@@ -78,4 +84,39 @@ fn e2e_8_services_are_served_before_while_and_after_the_agent_is_restarted() {
         let report = load.stop();
         assert!(report.failures().is_empty(), "{report}");
     }
+}
+
+/// e2e 103: and what no Service has of the new network is dropped, as of the old one (rule 67).
+#[test]
+fn e2e_103_services_of_a_new_service_cidr_are_served() {
+    let world = world();
+    let object = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "further"},
+        "spec": {"cidrs": FURTHER},
+    });
+    let object: ServiceCIDR = serde_json::from_value(object).expect("a ServiceCIDR");
+    world
+        .api
+        .call(async move |client| kube::Api::<ServiceCIDR>::all(client).create(&PostParams::default(), &object).await)
+        .expect("the API server takes it");
+    let ips = FURTHER.map(|cidr| cidr.replace("0/24", "7").replace("/112", "7"));
+    let mut made = None;
+    // The controllers say when it may be used.
+    let ready = wait_until(SOON, || {
+        let spec = json!({"type": "NodePort", "clusterIP": ips[0], "clusterIPs": ips});
+        made = try_create(&world.api, "further", spec).ok();
+        made.is_some()
+    });
+    assert!(ready, "no Service can be created in a new ServiceCIDR");
+    let vips = Vips::of(&made.expect("a Service"));
+    assert_eq!([vips.v4.ip(), vips.v6.ip()].map(|ip| ip.to_string()), ips);
+    world.run_pod("further", "pod-a");
+    for host in &world.everywhere()[..4] {
+        world.answered_from(*host, &vips.all(), &["pod-a"]);
+    }
+    let nobodys = vips.all().map(|(proto, vip)| {
+        let next = if vip.is_ipv6() { "fd00:10:97::8" } else { "10.97.0.8" };
+        (proto, SocketAddr::new(next.parse().expect("an address"), 80))
+    });
+    world.silent_from(&world.lab.client.ns, &[nobodys[0], nobodys[3]]);
 }

@@ -31,7 +31,7 @@ fn e2e_31_to_33_an_internal_policy_of_local_keeps_to_the_node() {
     }
 }
 
-/// e2e 34, and of 44 what needs no masquerade: a client outside is seen with its own address by the node's own Pods,
+/// e2e 34: a client outside is seen with its own address by the node's own Pods,
 /// and a node without one is silent.
 #[test]
 fn e2e_34_a_local_node_port_keeps_the_clients_address() {

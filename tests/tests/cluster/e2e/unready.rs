@@ -1,11 +1,8 @@
 //! Pods that are not ready, terminate or have failed.
 
-use std::net::SocketAddr;
-
-use fairlead_lab::{http, server::wait_until};
 use serde_json::json;
 
-use super::{SOON, world};
+use super::world;
 
 #[test]
 fn e2e_20_unready_and_terminating_pods_serve_where_the_service_publishes_them() {
@@ -30,20 +27,17 @@ fn e2e_21_22_a_terminating_pod_that_is_not_ready_serves_only_where_it_is_publish
     let world = world();
     for publish in [true, false] {
         let name = format!("ending-{publish}");
-        let service = world.service(
-            &name,
-            json!({"type": "NodePort", "externalTrafficPolicy": "Local", "publishNotReadyAddresses": publish}),
-        );
+        let service = world.service(&name, json!({"type": "NodePort", "publishNotReadyAddresses": publish}));
         let vips = super::Vips::of(&service);
         let pod = world.run_pod(&name, "pod-a");
         world.answered(&vips, &["pod-a"]);
         pod.terminate(&world.api);
         pod.report(&world.api, "Running", false);
         let servers: &[&str] = if publish { &["pod-a"] } else { &[] };
-        for host in world.hosts() {
-            world.answered_from(&host.ns, &vips.all(), servers);
+        for host in world.everywhere() {
+            world.answered_from(host, &vips.all(), servers);
+            world.answered_from(host, &world.every_node_port(&service), servers);
         }
-        world.answered_from(&world.lab.ext.ns, &world.node_ports(&service), servers);
     }
 }
 
@@ -126,22 +120,12 @@ fn e2e_39_a_local_node_port_is_served_by_the_nodes_own_terminating_pod_only() {
 fn e2e_35_the_health_check_fails_while_a_terminating_pod_still_serves() {
     let world = world();
     let service = world.service("leaving", json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local"}));
-    let port = service.spec.as_ref().and_then(|spec| spec.health_check_node_port).expect("a port");
-    let health = SocketAddr::new(world.ips("node")[0], u16::try_from(port).expect("a port number"));
-    let outside = &world.lab.ext.ns;
-    let status = |wanted: u16| {
-        let mut last = None;
-        let told = wait_until(SOON, || {
-            let answer = http::ask(outside, health, "GET", "/").expect("the namespace");
-            *last.insert(answer.map_or(0, |answer| answer.status)) == wanted
-        });
-        assert!(told, "the health check says {last:?}, not {wanted}");
-    };
+    let status = |wanted| world.health(&service, "node", wanted);
     let pod = world.run_pod("leaving", "pod-a");
     status(200);
     pod.terminate(&world.api);
     status(503);
-    world.answered_from(outside, &world.node_ports(&service), &["pod-a"]);
+    world.answered_from(&world.lab.ext, &world.node_ports(&service), &["pod-a"]);
     // e2e 44: without the policy there is nothing to ask.
     world.edit("leaving", &json!({"externalTrafficPolicy": "Cluster"}));
     status(0);

@@ -1,4 +1,4 @@
-//! The parity table: `tests/conformance/rules.yaml`, and the page that is made of it.
+//! The parity tables: `tests/conformance/rules.yaml` and `e2e.yaml`, and the page that is made of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -9,12 +9,21 @@ use serde::Deserialize;
 
 /// The table's source.
 pub const RULES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/conformance/rules.yaml");
+/// Upstream's end-to-end cases.
+pub const CASES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/conformance/e2e.yaml");
 /// Mutants that break no rule of kube-proxy's, but one of our own.
 pub const FAULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/conformance/faults.yaml");
 /// The page.
 pub const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/kube-proxy-parity.md");
 /// What the page says before its tables.
 const INTRODUCTION: &str = include_str!("../conformance/introduction.md");
+/// What it says before the second one.
+const OF_CASES: &str = "
+## Every end-to-end case of Kubernetes
+
+| case | upstream's file | upstream's name | shown by, or why not |
+|---|---|---|---|
+";
 
 /// Tests, and the mutant that each notices.
 pub type Shown = BTreeMap<String, Mutant>;
@@ -38,6 +47,26 @@ pub struct Rule {
     /// Why no test has a mutant.
     #[serde(rename = "no mutant")]
     pub no_mutant: Option<String>,
+}
+
+/// A case of Kubernetes' own end-to-end tests.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Case {
+    /// Its number.
+    #[serde(rename = "case")]
+    pub number: u16,
+    /// Upstream's file.
+    #[serde(rename = "of")]
+    pub file: String,
+    /// Upstream's name of it.
+    pub says: String,
+    /// By which tests.
+    #[serde(default)]
+    pub shown: Vec<String>,
+    /// What is not shown, or why nothing is.
+    #[serde(rename = "but")]
+    pub except: Option<String>,
 }
 
 /// 75, or 75b.
@@ -98,6 +127,28 @@ pub fn rules() -> Result<Vec<Rule>> {
     read(RULES)
 }
 
+/// Upstream's cases, as they stand in the file.
+pub fn cases() -> Result<Vec<Case>> {
+    read(CASES)
+}
+
+/// The numbers in the name of a test of upstream's cases: `e2e_10_56_to_58_every_client` has four.
+pub fn numbers_of(test: &str) -> Vec<u16> {
+    let name = test.rsplit("::").next().unwrap_or_default();
+    let Some(rest) = name.strip_prefix("e2e_") else { return Vec::new() };
+    let (mut numbers, mut range) = (Vec::new(), false);
+    for word in rest.split('_') {
+        match (word.parse::<u16>(), numbers.last()) {
+            (Ok(number), Some(&first)) if range => numbers.extend(first + 1..=number),
+            (Ok(number), _) => numbers.push(number),
+            (Err(_), _) if word == "to" => {}
+            (Err(_), _) => break,
+        }
+        range = word == "to";
+    }
+    numbers
+}
+
 /// Mutants that no rule speaks of, by test.
 pub fn faults() -> Result<Shown> {
     read(FAULTS)
@@ -124,7 +175,7 @@ pub fn complaints(rule: &Rule) -> Vec<String> {
 }
 
 /// The page.
-pub fn page(rules: &[Rule]) -> String {
+pub fn page(rules: &[Rule], cases: &[Case]) -> String {
     let mut page = INTRODUCTION.to_owned();
     for (parity, title) in [
         (Parity::Different, "Deliberate differences"),
@@ -144,6 +195,11 @@ pub fn page(rules: &[Rule]) -> String {
     page.push_str("\n## Every rule\n\n| number | rule | Fairlead | shown by |\n|---|---|---|---|\n");
     for rule in rules {
         line(&mut page, format_args!("| {} | {} | {} | {} |", rule.number, rule.says, verdict(rule), tests(rule)));
+    }
+    page.push_str(OF_CASES);
+    for Case { number, file, says, shown, except } in cases {
+        let shown = shown.iter().map(|test| format!("`{test}`")).chain(except.clone()).collect::<Vec<_>>().join("<br>");
+        line(&mut page, format_args!("| e2e {number} | {file} | {says} | {shown} |"));
     }
     page
 }

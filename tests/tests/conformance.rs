@@ -1,4 +1,4 @@
-//! The parity table against what there is: its numbers, its page, the tests that it names, and whether those ran.
+//! The parity tables against what there is: their numbers, their page, the tests that they name, and whether those ran.
 //!
 //! `./x test` says in `FAIRLEAD_RAN` where each tier's results of this run stand. Without it only the names are checked.
 //! That each test can fail is shown by `mutants.rs`.
@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use fairlead_tests::conformance::{self, Mutant, PAGE, Rule, complaints, mutants_below};
+use fairlead_tests::conformance::{self, Case, Mutant, PAGE, Rule, complaints, mutants_below, numbers_of};
 use fairlead_tests::programs::{self, is_of};
 
 /// Names the folder with a file for each tier that ran completely: one line for each test that passed.
@@ -14,6 +14,10 @@ const RAN: &str = "FAIRLEAD_RAN";
 
 fn rules() -> Vec<Rule> {
     conformance::rules().unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+fn cases() -> Vec<Case> {
+    conformance::cases().unwrap_or_else(|error| panic!("{error:#}"))
 }
 
 #[test]
@@ -26,8 +30,17 @@ fn every_rule_stands_there_once_and_in_order() {
 }
 
 #[test]
-fn the_page_is_what_the_table_says() {
-    let made = conformance::page(&rules());
+fn every_case_of_upstream_stands_there_once_and_in_order() {
+    let cases = cases();
+    let numbers: Vec<_> = cases.iter().map(|case| case.number).collect();
+    assert_eq!(numbers, (1..=110).collect::<Vec<_>>());
+    let silent: Vec<_> = cases.iter().filter(|case| case.shown.is_empty() && case.except.is_none()).collect();
+    assert!(silent.is_empty(), "neither a test nor a reason: {silent:?}");
+}
+
+#[test]
+fn the_page_is_what_the_tables_say() {
+    let made = conformance::page(&rules(), &cases());
     if std::env::var_os("FAIRLEAD_BLESS").is_some() {
         std::fs::write(PAGE, &made).unwrap();
     }
@@ -35,38 +48,55 @@ fn the_page_is_what_the_table_says() {
     for (number, (page, made)) in page.lines().zip(made.lines()).enumerate() {
         assert_eq!(page, made, "docs/kube-proxy-parity.md, line {}; FAIRLEAD_BLESS=1 writes it", number + 1);
     }
-    assert_eq!(page.lines().count(), made.lines().count(), "lines of docs/kube-proxy-parity.md and of the table");
+    assert_eq!(page.lines().count(), made.lines().count(), "lines of docs/kube-proxy-parity.md and of the tables");
 }
 
 #[test]
-fn every_test_of_the_table_is_there_and_passed_where_its_tier_ran() {
+fn every_test_of_the_tables_is_there_and_passed_where_its_tier_ran() {
     let programs = programs::build(&[], &[]).unwrap_or_else(|error| panic!("{error:#}"));
     let ran = std::env::var_os(RAN).map(PathBuf::from);
     if ran.is_none() {
         println!("{RAN} is not set: whether the tests passed is not looked at");
     }
+    let cases = cases();
     let (mut wrong, mut passed) = (Vec::new(), 0);
-    for rule in rules() {
-        for name in rule.shown.keys() {
-            let Some((program, test)) = name.split_once(' ') else {
-                wrong.push(format!("rule {}: {name:?} is no program and a test", rule.number));
-                continue;
-            };
-            let Some(found) = programs.get(program).filter(|found| found.named(test).next().is_some()) else {
-                wrong.push(format!("rule {}: there is no {name}", rule.number));
-                continue;
-            };
-            let Some(results) = ran.as_deref().and_then(|dir| results(dir, found.tier)) else { continue };
-            match found.named(test).find(|variant| !results.contains(*variant)) {
-                Some(variant) => {
-                    wrong.push(format!("rule {}: {program} {variant} did not pass in this run", rule.number));
-                }
-                None => passed += 1,
+    let of_rules = rules().into_iter().flat_map(|Rule { number, shown, .. }| {
+        shown.into_keys().map(move |name| (format!("rule {number}"), name)).collect::<Vec<_>>()
+    });
+    let of_cases =
+        cases.iter().flat_map(|case| case.shown.iter().map(|name| (format!("case {}", case.number), name.clone())));
+    for (whose, name) in of_rules.chain(of_cases) {
+        let Some((program, test)) = name.split_once(' ') else {
+            wrong.push(format!("{whose}: {name:?} is no program and a test"));
+            continue;
+        };
+        let Some(found) = programs.get(program).filter(|found| found.named(test).next().is_some()) else {
+            wrong.push(format!("{whose}: there is no {name}"));
+            continue;
+        };
+        let Some(results) = ran.as_deref().and_then(|dir| results(dir, found.tier)) else { continue };
+        match found.named(test).find(|variant| !results.contains(*variant)) {
+            Some(variant) => wrong.push(format!("{whose}: {program} {variant} did not pass in this run")),
+            None => passed += 1,
+        }
+    }
+    // And the other way round: a test of a case stands in the row of each number that it carries.
+    for test in &programs["cluster"].tests {
+        for number in numbers_of(test) {
+            let row = cases.iter().find(|case| case.number == number);
+            if !row.is_some_and(|row| row.shown.iter().any(|name| name.strip_prefix("cluster ") == Some(test))) {
+                wrong.push(format!("case {number} does not name cluster {test}"));
             }
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    println!("{passed} tests of the table passed in this run");
+    println!("{passed} tests of the tables passed in this run");
+}
+
+#[test]
+fn the_name_of_a_test_says_which_cases_it_is_of() {
+    assert_eq!(numbers_of("upstream::traffic::e2e_10_56_to_58_70_every_one_of_3_clients"), [10, 56, 57, 58, 70]);
+    assert_eq!(numbers_of("upstream::edits::a_cluster_ip_is_kept_through_24_edits"), [0; 0]);
 }
 
 /// What passed in a tier; none if it did not run here.

@@ -4,7 +4,7 @@
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use serde_json::{Value, json};
 
-use crate::{e2e::world, fixture::SOON, objects};
+use crate::{fixture::SOON, objects, upstream::world};
 
 fn label(key: &str, value: Value) -> Value {
     json!({"metadata": {"labels": {key: value}}})

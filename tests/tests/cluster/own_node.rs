@@ -7,8 +7,8 @@ use k8s_openapi::api::core::v1::Service;
 use serde_json::json;
 
 use crate::{
-    e2e::world_for_one,
     fixture::{SOON, set_node_addresses},
+    upstream::world_for_one,
 };
 
 #[test]

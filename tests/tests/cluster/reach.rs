@@ -4,9 +4,9 @@ use fairlead_lab::{Ask, Outcome, Proto};
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 
 use crate::{
-    e2e::world,
     fixture::{SOON, Vips},
     objects,
+    upstream::world,
 };
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use fairlead_lab::Proto;
 use serde_json::json;
 
-use crate::{agent::ms, e2e::world_alone, fixture::SOON};
+use crate::{agent::ms, fixture::SOON, upstream::world_alone};
 
 /// From the creation of a Service and its Pod to its first answer: the median of them, on a machine that does nothing else.
 const SERVED: Duration = Duration::from_millis(500);

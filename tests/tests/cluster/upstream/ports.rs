@@ -52,7 +52,7 @@ fn e2e_41_42_one_number_is_a_port_of_each_protocol() {
     }
 }
 
-/// e2e 43: SCTP is not balanced; what else the Service has is.
+/// e2e 43, and what else the Service has is served. That SCTP is, packets show: a socket would load the module.
 #[test]
 fn e2e_43_a_port_of_sctp_disturbs_no_other_and_loads_no_module() {
     let world = world();

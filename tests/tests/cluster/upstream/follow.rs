@@ -101,10 +101,10 @@ fn e2e_59_services_of_one_selector_have_the_same_endpoints() {
     }
 }
 
-/// e2e 110 of pod_lifecycle.go: the Service's selector goes from one set of Pods to the other and back, and Pods that
+/// e2e 108, the last of its three: the Service's selector goes from one set of Pods to the other and back, and Pods that
 /// are not selected any more end.
 #[test]
-fn e2e_110_blue_and_green_take_turns_without_a_failed_request() {
+fn e2e_108_blue_and_green_take_turns_without_a_failed_request() {
     let world = world();
     let vips = world.vips("colour", json!({"selector": {"app": "blue"}}));
     let mut running = ["pod-a", "remote-a"].map(|server| world.run_pod("blue", server));

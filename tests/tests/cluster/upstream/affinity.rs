@@ -111,9 +111,9 @@ impl Session<'_> {
     }
 }
 
-/// e2e 24; 26 and 63, the ones with a timeout.
+/// e2e 24; and 26, 63 and 74, the ones with a timeout.
 #[test]
-fn e2e_24_26_63_affinity_is_over_when_a_client_has_not_asked_for_its_time() {
+fn e2e_24_26_63_74_affinity_is_over_when_a_client_has_not_asked_for_its_time() {
     let world = world();
     let affinity = json!({"clientIP": {"timeoutSeconds": TIMEOUT.as_secs()}});
     let spec = json!({"type": "NodePort", "sessionAffinity": "ClientIP", "sessionAffinityConfig": affinity});

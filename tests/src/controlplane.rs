@@ -33,7 +33,7 @@ pub use api::Api;
 pub use controllers::ControllerManager;
 pub use kube_proxy::KubeProxy;
 pub use passage::Passage;
-use process::{Log, Process};
+use process::{Log, Process, spend_memory};
 use programs::Programs;
 
 /// Where the API server listens: a namespace has its loopback to itself, and a restart must find the same port.
@@ -149,6 +149,7 @@ impl ControlPlane {
             .arg(format!("--etcd-port={ETCD_PORT}"))
             .arg(format!("--service-cluster-ip-range={SERVICE_CIDRS}"))
             .args(self.audited.then(|| format!("--audit-log={}", self.audit_log().display())));
+        spend_memory(&mut command);
         let mut process = Process::start(&mut command, &self.log(), Some(Stdio::piped()))?;
         let stdout = process.child().stdout.take().context("the control plane has no standard output")?;
         self.processes.push(process);

@@ -12,7 +12,7 @@ use fairlead_lab::Namespace;
 
 use super::{
     ETCD_PORT, READY_WITHIN, SERVER, SERVICE_CIDRS,
-    process::{Log, Process},
+    process::{Log, Process, spend_memory},
 };
 
 /// One line for each request: who, what, and how it was answered.
@@ -69,7 +69,10 @@ pub(super) fn start(
 
     let processes = [&mut etcd, &mut server]
         .into_iter()
-        .map(|command| Process::start(command, log, None))
+        .map(|command| {
+            spend_memory(command);
+            Process::start(command, log, None)
+        })
         .collect::<Result<_>>()?;
     wait_for(&certs.join("apiserver.crt"))?;
     tokens.write_kubeconfigs(dir, &certs)?;

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::{
     Api, ControlPlane,
-    process::{Log, Process},
+    process::{Log, Process, spend_memory},
 };
 
 /// Those that turn Pods and Endpoints into slices, that remove what belonged to what is gone, and that say which ServiceCIDR
@@ -55,6 +55,7 @@ impl ControllerManager {
                 "--kube-api-qps=1000",
                 "--kube-api-burst=2000",
             ]);
+        spend_memory(&mut command);
         let process = Process::start(&mut command, &log, None)?;
         let mut manager = Self { process, log };
         manager

@@ -20,6 +20,15 @@ use nix::{
 /// How long a polite stop may take before it becomes a hard one.
 const STOP_WITHIN: Duration = Duration::from_secs(20);
 
+/// What a Go program of the control plane may keep in memory, so that it collects garbage less often: a fifth of the
+/// processor time of a start went there.
+const MEMORY: [(&str, &str); 2] = [("GOGC", "400"), ("GOMEMLIMIT", "1GiB")];
+
+/// Gives a program of the control plane more memory for less processor time. Not kube-proxy, which is measured.
+pub(super) fn spend_memory(command: &mut Command) {
+    command.envs(MEMORY);
+}
+
 /// A running program. Dropping it kills it.
 #[derive(Debug)]
 pub(super) struct Process {

@@ -2,14 +2,10 @@
 
 use std::{
     env,
-    net::Ipv4Addr,
     time::{Duration, Instant},
 };
 
 use fairlead_lab::schedule::{self, Preferred};
-use futures::StreamExt as _;
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
-use kube::api::PostParams;
 
 use super::Quiet;
 use crate::{
@@ -42,15 +38,8 @@ fn a_hundred_changes_in_a_row_take_effect_within_milliseconds() {
     a_hundred_changes(&Quiet::wait(), "one-of-few");
 }
 
-#[test]
-fn a_hundred_changes_among_a_thousand_other_services_are_no_slower() {
-    let _first = Preferred::new();
-    let cluster = Quiet::wait();
-    populate(&cluster, 1000);
-    a_hundred_changes(&cluster, "one-of-many");
-}
-
-fn a_hundred_changes(cluster: &Cluster, service: &str) {
+/// The same, beside whatever else there is in the cluster.
+pub(super) fn a_hundred_changes(cluster: &Cluster, service: &str) {
     let vips = cluster.create_service(service);
     cluster.create_slices(service, &["pod-a"]);
     cluster.served_by(&vips, "pod-a", MANY);
@@ -111,31 +100,9 @@ fn measure(cluster: &Cluster, service: &str, prober: &Prober, change: &mut usize
     of_answer
 }
 
-/// Creates this many Services with an endpoint elsewhere.
-fn populate(cluster: &Cluster, count: u32) {
-    let began = Instant::now();
-    cluster.api.call(async move |client| {
-        let services = kube::Api::<Service>::namespaced(client.clone(), "default");
-        let slices = kube::Api::<EndpointSlice>::namespaced(client, "default");
-        let create = async |number: u32| {
-            let name = format!("other-{number}");
-            let mut service = objects::service(&name);
-            service.spec.get_or_insert_default().ip_family_policy = Some("SingleStack".to_owned());
-            insist(async || services.create(&PostParams::default(), &service).await).await;
-            let endpoint = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 244, 2, 0)) + number);
-            let slice = objects::slice(&name, false, &[endpoint.into()]);
-            insist(async || slices.create(&PostParams::default(), &slice).await).await;
-        };
-        // Sixteen at a time, as a busy controller does.
-        let mut pending = futures::stream::iter(0..count).map(create).buffer_unordered(16);
-        while pending.next().await.is_some() {}
-    });
-    println!("{count} other Services created within {}", ms(began.elapsed()));
-}
-
 /// Creates until it is created: a server that is short of time ends connections without an answer, and may have
 /// created all the same.
-pub(crate) async fn insist<K>(create: impl AsyncFn() -> kube::Result<K>) {
+pub(super) async fn insist<K>(create: impl AsyncFn() -> kube::Result<K>) {
     for attempt in 1.. {
         match create().await {
             Ok(_) => return,

@@ -2,16 +2,19 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
-use fairlead_lab::{Ask, Load, LoadPlan, Outcome, Proto};
+use fairlead_lab::{Ask, Load, LoadPlan, Outcome, Proto, schedule::Preferred};
 use futures::StreamExt as _;
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use kube::api::{DeleteParams, ListParams, PostParams};
 
-use super::{Quiet, latency::insist};
+use super::{
+    Quiet,
+    latency::{a_hundred_changes, insist},
+};
 use crate::{
     fixture::{Cluster, SOON},
     objects,
@@ -29,16 +32,25 @@ const ANSWERED: Duration = Duration::from_millis(50);
 /// What a Service with its slice may cost the agent in resident memory, KiB.
 const COSTS: u64 = 12;
 
-/// Creates this many Services with one endpoint each, sixteen requests at a time, and says which ClusterIPs they got.
-fn create(cluster: &Cluster, count: usize, endpoint: Ipv4Addr) -> Vec<Ipv4Addr> {
-    let names = (0..count).map(|number| format!("many-{number}"));
-    let objects: Vec<_> = names
-        .map(|name| {
+/// Creates this many Services with one endpoint each, sixteen requests at a time, and says which ClusterIPs they got. Each is
+/// of one family, and half of them of either: with every Service the API server counts the addresses of its family twice.
+fn create(cluster: &Cluster, count: usize) -> Vec<IpAddr> {
+    let pod = cluster.lab.pod("pod-a").expect("pod-a");
+    let ips = [false, true].map(|v6| pod.ip(v6));
+    let objects: Vec<_> = (0..count)
+        .map(|number| {
+            let (name, v6) = (format!("many-{number}"), number % 2 == 1);
+            let labels = [("burst", "many"), ("half", if number < count / 2 { "first" } else { "second" })];
             let mut service = objects::service(&name);
-            service.spec.get_or_insert_default().ip_family_policy = Some("SingleStack".to_owned());
-            service.metadata.labels = Some([("burst".to_owned(), "many".to_owned())].into());
-            let mut slice = objects::slice(&name, false, &[endpoint.into()]);
-            slice.metadata.labels.get_or_insert_default().insert("burst".to_owned(), "many".to_owned());
+            let spec = service.spec.get_or_insert_default();
+            spec.ip_family_policy = Some("SingleStack".to_owned());
+            spec.ip_families = Some(vec![if v6 { "IPv6" } else { "IPv4" }.to_owned()]);
+            let mut slice = objects::slice(&name, v6, &[ips[usize::from(v6)]]);
+            for labelled in
+                [service.metadata.labels.get_or_insert_default(), slice.metadata.labels.get_or_insert_default()]
+            {
+                labelled.extend(labels.map(|(key, value)| (key.to_owned(), value.to_owned())));
+            }
             (service, slice)
         })
         .collect();
@@ -53,10 +65,15 @@ fn create(cluster: &Cluster, count: usize, endpoint: Ipv4Addr) -> Vec<Ipv4Addr> 
         let mut pending = futures::stream::iter(&objects).map(create).buffer_unordered(16);
         while pending.next().await.is_some() {}
         drop(pending);
-        let all = services.list(&ListParams::default().labels("burst=many")).await.expect("the Services");
-        let ip = |service: &Service| service.spec.as_ref()?.cluster_ip.as_ref()?.parse().ok();
-        all.items.iter().filter_map(ip).collect()
+        burst(&services, "burst=many").await
     })
+}
+
+/// The ClusterIPs of the Services that carry this label.
+async fn burst(services: &kube::Api<Service>, label: &str) -> Vec<IpAddr> {
+    let all = services.list(&ListParams::default().labels(label)).await.expect("the Services");
+    let ip = |service: &Service| service.spec.as_ref()?.cluster_ip.as_ref()?.parse().ok();
+    all.items.iter().filter_map(ip).collect()
 }
 
 /// 5,000 at once: all are served, and nothing else waits for it. There are no controllers, which would have nothing to do
@@ -72,12 +89,11 @@ fn five_thousand_services_at_once_are_all_served_and_delay_nothing_else() {
     let before = resident(&cluster);
 
     let began = Instant::now();
-    let endpoint = cluster.lab.pod("pod-a").expect("pod-a").v4;
-    let clusters = create(&cluster, MANY, endpoint);
+    let clusters = create(&cluster, MANY);
     let created = Instant::now();
     assert_eq!(clusters.len(), MANY);
     // Each by a question; whoever is late is asked again until the bound.
-    let mut waiting: Vec<_> = clusters.iter().map(|ip| SocketAddr::from((*ip, objects::PORT))).collect();
+    let mut waiting: Vec<_> = clusters.iter().map(|ip| SocketAddr::new(*ip, objects::PORT)).collect();
     while !waiting.is_empty() {
         assert!(created.elapsed() < CAUGHT_UP * 4, "{} of {MANY} are not served", waiting.len());
         waiting = cluster
@@ -110,24 +126,41 @@ fn five_thousand_services_at_once_are_all_served_and_delay_nothing_else() {
     let grown = (resident[1] - resident[0]) * 1024 / MANY as u64;
     assert!(grown <= COSTS, "a Service costs {grown} KiB");
 
-    // A change among them, and their end.
+    // A change among them, and the end of half of their endpoints.
     cluster.set_endpoints("bystander", &["pod-c"]);
     cluster.served_by(&vips, "pod-c", CAUGHT_UP);
+    let [gone, kept] = ["half=first", "half=second"]
+        .map(|half| cluster.api.call(async move |client| burst(&kube::Api::namespaced(client, "default"), half).await));
     cluster.api.call(async |client| {
-        let (params, burst) = (DeleteParams::default(), ListParams::default().labels("burst=many"));
+        let (params, half) = (DeleteParams::default(), ListParams::default().labels("half=first"));
         let slices = kube::Api::<EndpointSlice>::namespaced(client, "default");
         // A server that is short of time gets through some of them with each request.
         for attempt in 1.. {
-            match slices.delete_collection(&params, &burst).await {
+            match slices.delete_collection(&params, &half).await {
                 Ok(_) => return,
                 Err(error) => assert!(attempt < 20, "not deleted by {attempt} attempts: {error}"),
             }
         }
     });
-    for ip in clusters.iter().step_by(500) {
-        let to = SocketAddr::from((*ip, objects::PORT));
-        cluster.ask_until(SOON, Proto::Udp, to, "refused", |outcome| *outcome == Outcome::Refused);
+    let to = |ip: &IpAddr| SocketAddr::new(*ip, objects::PORT);
+    for ip in gone.iter().step_by(249) {
+        cluster.ask_until(SOON, Proto::Udp, to(ip), "refused", |outcome| *outcome == Outcome::Refused);
     }
+    for ip in kept.iter().step_by(249) {
+        assert_eq!(cluster.ask(Proto::Udp, to(ip)).server(), Some("pod-a"), "{ip}");
+    }
+}
+
+/// Those that the case before has left, or as many of its own.
+#[test]
+fn hundred_changes_among_five_thousand_services_are_no_slower() {
+    let _first = Preferred::new();
+    let cluster = Quiet::wait();
+    let there = cluster.api.call(async |client| burst(&kube::Api::namespaced(client, "default"), "burst=many").await);
+    if there.is_empty() {
+        create(&cluster, MANY);
+    }
+    a_hundred_changes(&cluster, "one-of-many");
 }
 
 /// Resident memory of the agent, MiB.

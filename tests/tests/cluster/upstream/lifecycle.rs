@@ -7,11 +7,8 @@ use k8s_openapi::api::{core::v1::Service, networking::v1::ServiceCIDR};
 use kube::api::PostParams;
 use serde_json::json;
 
-use super::{SOON, World, try_create, world, world_for_one};
+use super::{SOON, World, try_create, world, world::FURTHER, world_for_one};
 use crate::fixture::Vips;
-
-/// A ServiceCIDR beside the one that the cluster has from its start.
-const FURTHER: [&str; 2] = ["10.97.0.0/24", "fd00:10:97::/112"];
 
 /// A Service with one Pod, served.
 fn up(world: &World, name: &str, server: &str) -> Vips {
@@ -99,6 +96,7 @@ fn e2e_103_services_of_a_new_service_cidr_are_served() {
         .api
         .call(async move |client| kube::Api::<ServiceCIDR>::all(client).create(&PostParams::default(), &object).await)
         .expect("the API server takes it");
+    // Low addresses are given to who asks for them only.
     let ips = FURTHER.map(|cidr| cidr.replace("0/24", "7").replace("/112", "7"));
     let mut made = None;
     // The controllers say when it may be used.

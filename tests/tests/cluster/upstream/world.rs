@@ -25,6 +25,9 @@ use crate::{
 /// A node without an agent: its only Pod is a process of the external host.
 pub(super) const THIRD_NODE: &str = "node-c";
 
+/// The networks of another ServiceCIDR than the one that the cluster has from its start.
+pub(super) const FURTHER: [&str; 2] = ["10.97.0.0/24", "fd00:10:97::/112"];
+
 /// A cluster with controllers, and servers on the nodes as well as in their pods.
 pub(crate) struct World {
     // Dropped first, while the API server still answers.
@@ -55,6 +58,10 @@ impl World {
             let config = LabConfig { switch: true, ..LabConfig::new(Shape::Routed, Netfilter::Conntrack) };
             let lab = Lab::new(config.clone()).expect("a lab");
             let second = lab.join(LabConfig { pods: 2, ..config }).expect("another node");
+            for (v6, further) in [false, true].into_iter().zip(FURTHER) {
+                // A case adds this network, and then any Service may have an address of it.
+                lab.ext.ns.ip_batch(&format!("route add {further} via {}\n", lab.node.ip(v6))).expect("a route");
+            }
             let cluster = Cluster::of(lab);
             create_node(&cluster.api, &second);
             create_node_object(&cluster.api, THIRD_NODE);

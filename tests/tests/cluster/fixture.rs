@@ -3,7 +3,7 @@
 use std::{
     fs,
     net::{IpAddr, SocketAddr},
-    sync::{Condvar, Mutex, PoisonError},
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -26,7 +26,8 @@ pub(crate) const AFTER_BACKOFF: Duration = Duration::from_secs(15);
 static TURNS: (Mutex<Turns>, Condvar) =
     (Mutex::new(Turns { tickets: 0, next: 0, alone: false, beside: 0 }), Condvar::new());
 
-/// Cases get their turn in the order in which they ask for it.
+/// Cases that want to be alone get their turn in the order in which they ask for it, and before the others: one that began among
+/// those would wait for the longest of them, and nobody could begin meanwhile.
 struct Turns {
     tickets: u64,
     next: u64,
@@ -42,28 +43,29 @@ pub(crate) struct Turn {
 impl Turn {
     /// Waits for the turn of a case that may run beside others.
     pub(crate) fn beside() -> Self {
-        let turn = Self::wait(false);
+        let mut turns = Self::wait(|turns| turns.alone || turns.next != turns.tickets);
+        turns.beside += 1;
+        drop(turns);
         // Those that measure come first, and are done.
         alone::forget();
-        turn
+        Self { alone: false }
     }
 
     /// Waits for the turn of a case that has the machine to itself.
     pub(crate) fn alone() -> Self {
-        Self::wait(true)
-    }
-
-    fn wait(alone: bool) -> Self {
         let mut turns = TURNS.0.lock().unwrap_or_else(PoisonError::into_inner);
         let ticket = turns.tickets;
         turns.tickets += 1;
-        let waits = |turns: &mut Turns| turns.next != ticket || turns.alone || (alone && turns.beside > 0);
-        let mut turns = TURNS.1.wait_while(turns, waits).unwrap_or_else(PoisonError::into_inner);
+        drop(turns);
+        let mut turns = Self::wait(|turns| turns.next != ticket || turns.alone || turns.beside > 0);
         turns.next += 1;
-        turns.alone = alone;
-        turns.beside += u32::from(!alone);
-        TURNS.1.notify_all();
-        Self { alone }
+        turns.alone = true;
+        Self { alone: true }
+    }
+
+    fn wait(not_yet: impl Fn(&Turns) -> bool) -> MutexGuard<'static, Turns> {
+        let turns = TURNS.0.lock().unwrap_or_else(PoisonError::into_inner);
+        TURNS.1.wait_while(turns, |turns| not_yet(turns)).unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -3,13 +3,13 @@
 use std::{net::SocketAddr, time::Duration};
 
 use fairlead_lab::{Ask, Lab, LabConfig, Netfilter, Outcome, Server, Shape, manifest::NODE_NAME, server::wait_until};
-use fairlead_tests::controlplane::{ControlPlane, ControllerManager, KubeProxy};
+use fairlead_tests::controlplane::KubeProxy;
+use serde_json::json;
 
 use crate::{
-    fixture::{SOON, TARGET, Turn, Vips, create_node},
-    objects,
-    plane::Alone,
+    fixture::{SOON, TARGET},
     pods::PodSpec,
+    upstream::world,
 };
 
 mod compare;
@@ -26,21 +26,15 @@ mod write;
 
 #[test]
 fn kube_proxy_serves_the_pods_that_the_controllers_find() {
-    let _turn = Turn::beside();
+    // The API server and the controllers are those of the shared cluster; the node is another one of the same name.
+    let world = world();
     let lab = Lab::new(LabConfig::new(Shape::Routed, Netfilter::None)).unwrap();
-    let alone = Alone::new();
-    let plane = ControlPlane::start(&alone.0).unwrap();
-    let api = plane.api().unwrap();
-    create_node(&api, &lab);
-    let _controllers = ControllerManager::start(&plane).unwrap();
-    let _proxy = KubeProxy::start(&plane, &lab.node.ns, NODE_NAME, &[]).unwrap();
+    let _proxy = KubeProxy::start(&world.plane, &lab.node.ns, NODE_NAME, &[]).unwrap();
 
     let pod = lab.pod("pod-a").unwrap();
     let addresses = [pod.ip(false), pod.ip(true)];
     let _server = Server::both(&pod.ns, &pod.name, &addresses.map(|ip| SocketAddr::new(ip, TARGET))).unwrap();
-    let mut service = objects::service("web");
-    service.spec.as_mut().unwrap().selector = Some([("app".to_owned(), "web".to_owned())].into());
-    let vips = Vips::of(&api.create(&service).unwrap());
+    let vips = world.vips("proxied", json!({}));
     let until = |wanted: &str, is_wanted: &dyn Fn(&Outcome) -> bool| {
         for (proto, to) in vips.all() {
             let mut last = None;
@@ -59,13 +53,13 @@ fn kube_proxy_serves_the_pods_that_the_controllers_find() {
         other => *other == Outcome::Refused,
     };
     until("refused", &refused);
-    let object = PodSpec::new("a", "web", &addresses);
-    object.run(&api);
+    let object = PodSpec::new("proxied-a", "proxied", &addresses);
+    object.run(&world.api);
     until("answered by pod-a", &|outcome| outcome.server() == Some("pod-a"));
     // Nothing of ours runs there: the answer came by kube-proxy's rules.
     let rules = lab.node.ns.output("nft", &["list", "table", "ip", "kube-proxy"]).unwrap();
     assert!(rules.contains(&vips.v4.ip().to_string()), "{rules}");
-    object.terminate(&api);
-    object.remove(&api);
+    object.terminate(&world.api);
+    object.remove(&world.api);
     until("refused", &refused);
 }

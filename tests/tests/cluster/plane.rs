@@ -17,6 +17,7 @@ use crate::{
     agent::ms,
     fixture::{Turn, Vips},
     objects,
+    upstream::world,
 };
 
 /// A namespace for an API server alone; removed when dropped.
@@ -72,10 +73,8 @@ fn a_restarted_api_server_has_the_same_objects_and_knows_the_same_clients() {
 
 #[test]
 fn rule_9_the_proxy_may_read_services_and_slices_and_little_else() {
-    let _turn = Turn::beside();
-    let alone = Alone::new();
-    let plane = ControlPlane::start(&alone.0).unwrap();
-    let api = Api::connect(&alone.0, &plane.proxy_kubeconfig()).unwrap();
+    let world = world();
+    let api = Api::connect(&world.lab.node.ns, &world.plane.proxy_kubeconfig()).unwrap();
     let (services, slices, secrets) = api.call(async |client| {
         let all = ListParams::default();
         (

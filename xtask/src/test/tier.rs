@@ -131,9 +131,9 @@ impl Tier {
             Self::Mutants => vec![test(&self.targets(), Some(1))],
             // Cases measure times and share the machine's connection tracking: one at a time.
             Self::Netns => vec![programs(), test(&self.targets(), Some(1))],
-            // Cases mostly wait; those that measure see to it that they are alone.
+            // Cases mostly wait; those that measure see to it that they are alone. Each has at most half a gigabyte in use.
             Self::Cluster => {
-                let tests = test(&self.targets(), Some(4));
+                let tests = test(&self.targets(), Some(6));
                 match image(filter) {
                     Some((build, archive)) => vec![programs(), build, tests.env(IMAGE, &archive.to_string_lossy())],
                     None => vec![programs(), tests],

@@ -33,14 +33,16 @@ const ANSWERED: Duration = Duration::from_millis(50);
 const COSTS: u64 = 12;
 
 /// Creates this many Services with one endpoint each, sixteen requests at a time, and says which ClusterIPs they got. Each is
-/// of one family, and half of them of either: with every Service the API server counts the addresses of its family twice.
-fn create(cluster: &Cluster, count: usize) -> Vec<IpAddr> {
+/// of one family, and half of them of either: with every Service the API server counts the addresses of its family twice. All
+/// carry the name of the burst.
+fn create(cluster: &Cluster, count: usize, name: &'static str) -> Vec<IpAddr> {
     let pod = cluster.lab.pod("pod-a").expect("pod-a");
     let ips = [false, true].map(|v6| pod.ip(v6));
     let objects: Vec<_> = (0..count)
         .map(|number| {
-            let (name, v6) = (format!("many-{number}"), number % 2 == 1);
-            let labels = [("burst", "many"), ("half", if number < count / 2 { "first" } else { "second" })];
+            let v6 = number % 2 == 1;
+            let labels = [("burst", name), ("half", if number < count / 2 { "first" } else { "second" })];
+            let name = format!("{name}-{number}");
             let mut service = objects::service(&name);
             let spec = service.spec.get_or_insert_default();
             spec.ip_family_policy = Some("SingleStack".to_owned());
@@ -65,7 +67,7 @@ fn create(cluster: &Cluster, count: usize) -> Vec<IpAddr> {
         let mut pending = futures::stream::iter(&objects).map(create).buffer_unordered(16);
         while pending.next().await.is_some() {}
         drop(pending);
-        burst(&services, "burst=many").await
+        burst(&services, &format!("burst={name}")).await
     })
 }
 
@@ -89,7 +91,7 @@ fn five_thousand_services_at_once_are_all_served_and_delay_nothing_else() {
     let before = resident(&cluster);
 
     let began = Instant::now();
-    let clusters = create(&cluster, MANY);
+    let clusters = create(&cluster, MANY, "many");
     let created = Instant::now();
     assert_eq!(clusters.len(), MANY);
     // Each by a question; whoever is late is asked again until the bound.
@@ -158,7 +160,7 @@ fn hundred_changes_among_five_thousand_services_are_no_slower() {
     let cluster = Quiet::wait();
     let there = cluster.api.call(async |client| burst(&kube::Api::namespaced(client, "default"), "burst=many").await);
     if there.is_empty() {
-        create(&cluster, MANY);
+        create(&cluster, MANY, "more");
     }
     a_hundred_changes(&cluster, "one-of-many");
 }

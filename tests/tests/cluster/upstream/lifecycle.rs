@@ -97,7 +97,7 @@ fn e2e_103_services_of_a_new_service_cidr_are_served() {
         .call(async move |client| kube::Api::<ServiceCIDR>::all(client).create(&PostParams::default(), &object).await)
         .expect("the API server takes it");
     // Low addresses are given to who asks for them only.
-    let ips = FURTHER.map(|cidr| cidr.replace("0/24", "7").replace("/112", "7"));
+    let ips = FURTHER.map(|cidr| cidr.replace("0/16", "7").replace("/108", "7"));
     let mut made = None;
     // The controllers say when it may be used.
     let ready = wait_until(SOON, || {

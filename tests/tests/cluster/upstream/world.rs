@@ -25,8 +25,9 @@ use crate::{
 /// A node without an agent: its only Pod is a process of the external host.
 pub(super) const THIRD_NODE: &str = "node-c";
 
-/// The networks of another ServiceCIDR than the one that the cluster has from its start.
-pub(super) const FURTHER: [&str; 2] = ["10.97.0.0/24", "fd00:10:97::/112"];
+/// The networks of another ServiceCIDR than the one that the cluster has from its start: as large, so that an address which one
+/// case gives back is hardly ever given to another at once.
+pub(super) const FURTHER: [&str; 2] = ["10.97.0.0/16", "fd00:10:97::/108"];
 
 /// A cluster with controllers, and servers on the nodes as well as in their pods.
 pub(crate) struct World {

@@ -3,7 +3,11 @@
 pub mod conformance;
 pub mod controlplane;
 pub mod deploy;
+pub mod equivalence;
+pub mod foreign;
 pub mod image;
+pub mod nodes;
 pub mod packet;
 pub mod programs;
+pub mod rules;
 pub mod scenario;

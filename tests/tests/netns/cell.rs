@@ -21,7 +21,7 @@ use proxy_agent::dataplane::pin::PinRoot;
 use proxy_common::Outcome;
 
 /// Every pod, and the external host's remote pods, answer here.
-pub(crate) const TARGET: u16 = 8080;
+pub(crate) use fairlead_tests::nodes::TARGET;
 /// How long a change may take until it is an error, not the slowness of a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// A refusal must be heard within this, at the best of some attempts: the others may have waited for the processor.

@@ -13,6 +13,7 @@ use fairlead_lab::{
     Ask, Capture, Host, Lab, Netfilter, Proto, Shape, capture, conntrack,
     packet::{L4, Packet, RST, SYN},
 };
+use fairlead_tests::equivalence::{self, compare};
 
 use crate::cell::{Cell, Cluster, Combo, PATIENCE, TARGET, own_port};
 
@@ -144,35 +145,7 @@ fn entries(cluster: &Cluster, proto: Proto, client: SocketAddr, expected: usize)
 }
 
 fn entries_now(cluster: &Cluster, proto: Proto, client: SocketAddr) -> Result<BTreeSet<String>> {
-    let port = |addr: SocketAddr| if addr == client { format!("{}:*", addr.ip()) } else { addr.to_string() };
-    // The same port of the other transport is another's.
-    let own =
-        |entry: &conntrack::Entry| entry.proto == proto && (entry.original.src == client || entry.reply.dst == client);
-    let listed = conntrack::list(&cluster.lab.node.ns)?;
-    Ok(listed
-        .iter()
-        .filter(|entry| own(entry))
-        .map(|entry| {
-            format!(
-                "{} {} {} > {}, reply {} > {}, assured {}, unreplied {}",
-                entry.proto,
-                entry.state,
-                port(entry.original.src),
-                port(entry.original.dst),
-                port(entry.reply.src),
-                port(entry.reply.dst),
-                // Datagrams are assured once they have gone both ways for two seconds, however fast the machine is.
-                proto == Proto::Tcp && entry.assured,
-                entry.unreplied
-            )
-        })
-        .collect())
-}
-
-fn compare(what: &str, vip: &BTreeSet<String>, direct: &BTreeSet<String>) -> Result<()> {
-    let list = |set: &BTreeSet<String>| set.iter().map(|line| format!("    {line}\n")).collect::<String>();
-    ensure!(vip == direct, "{what} differ; by the Service:\n{}directly:\n{}", list(vip), list(direct));
-    Ok(())
+    Ok(equivalence::entries(&conntrack::list(&cluster.lab.node.ns)?, proto, client))
 }
 
 /// Observes both ways to the endpoint and compares everything.

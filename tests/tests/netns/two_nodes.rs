@@ -6,4 +6,5 @@ mod change;
 mod flows;
 mod mtu;
 mod pair;
-mod rules;
+
+use fairlead_tests::rules;

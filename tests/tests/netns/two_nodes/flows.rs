@@ -16,6 +16,8 @@ use std::{
 use anyhow::{Result, ensure};
 use fairlead_lab::{Ask, Capture, Outcome, ServiceSpec, Shape, capture, topology::UPLINK};
 
+use fairlead_tests::nodes::is_service_address;
+
 use super::{
     pair::{Pair, Shared, spec},
     rules::{Address, Client, Detect, Endpoint, KNOWN_HOLES, Mode, Node, Policy, Source, Verdict, hole, verdict},
@@ -243,13 +245,6 @@ fn with(cell: &str, args: &[&str], mode: Mode) {
     let pair = Pair::new(Cell::named(cell), args).unwrap_or_else(|error| panic!("[{cell}] {error:#}"));
     every_flow_is_as_the_rules_say(&pair, mode)
         .unwrap_or_else(|error| panic!("[{cell}] {error:#}\n{}", pair.last_words()));
-}
-
-fn is_service_address(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => ip.octets()[..2] == [10, 96] || ip.octets()[..3] == [198, 51, 100],
-        IpAddr::V6(ip) => ip.segments()[..3] == [0xfd00, 0x10, 0x96] || ip.segments()[..3] == [0x2001, 0xdb8, 0x198],
-    }
 }
 
 const BASE: Mode = Mode { detect: Detect::PodDevice, masquerade_all: false };

@@ -55,7 +55,7 @@ fn told(lab: &Lab) -> u64 {
 /// Transfers by each way while something is narrow. Each time somebody has to be told, by a node that translates; but an
 /// endpoint that sees a pod's own address is told of just that, as without a Service.
 fn transfers(pair: &Pair, what: &str, ways: &[(Client, Address, Endpoint)]) -> Result<()> {
-    let count = || pair.nodes.iter().map(told).sum::<u64>();
+    let count = || pair.labs.iter().map(told).sum::<u64>();
     for v6 in [false, true] {
         for way in ways {
             // What was learnt on one way must not help the next one.

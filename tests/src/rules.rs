@@ -1,17 +1,20 @@
-//! What kube-proxy's rules say of the first packet of a connection, and of its way back. Written from the rules, whose
-//! numbers stand beside each line; nothing here knows of the programs.
+//! What kube-proxy's rules say of the first packet of a connection between two nodes, and of its way back. Written from the
+//! rules, whose numbers stand beside each line; nothing here knows of the programs.
 
 use fairlead_lab::manifest::{NODE_NAME, OTHER_NODE};
 
 /// One of the two nodes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Node {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Node {
+    /// The first one.
     A = 0,
+    /// The one that joined.
     B = 1,
 }
 
 impl Node {
-    pub(super) const fn name(self) -> &'static str {
+    /// Its name in manifests.
+    pub const fn name(self) -> &'static str {
         match self {
             Self::A => NODE_NAME,
             Self::B => OTHER_NODE,
@@ -20,8 +23,8 @@ impl Node {
 }
 
 /// Who asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Client {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Client {
     /// A pod that serves nothing.
     Pod(Node),
     /// The pod that is an endpoint itself.
@@ -33,7 +36,8 @@ pub(super) enum Client {
 }
 
 impl Client {
-    pub(super) const ALL: [Self; 8] = [
+    /// Every kind at both nodes.
+    pub const ALL: [Self; 8] = [
         Self::Pod(Node::A),
         Self::Pod(Node::B),
         Self::Server(Node::A),
@@ -45,7 +49,7 @@ impl Client {
     ];
 
     /// Where it runs, or by which node it comes in.
-    pub(super) const fn node(self) -> Node {
+    pub const fn node(self) -> Node {
         match self {
             Self::Pod(node) | Self::Server(node) | Self::Process(node) | Self::Outside(node) => node,
         }
@@ -58,25 +62,27 @@ impl Client {
 }
 
 /// Who may answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Endpoint {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Endpoint {
+    /// The pod that serves.
     Pod(Node),
     /// A process of the node: a pod with `hostNetwork`.
     Process(Node),
 }
 
 impl Endpoint {
-    pub(super) const ALL: [Self; 4] =
-        [Self::Pod(Node::A), Self::Process(Node::A), Self::Pod(Node::B), Self::Process(Node::B)];
+    /// Both kinds at both nodes.
+    pub const ALL: [Self; 4] = [Self::Pod(Node::A), Self::Process(Node::A), Self::Pod(Node::B), Self::Process(Node::B)];
 
-    pub(super) const fn node(self) -> Node {
+    /// Where it runs.
+    pub const fn node(self) -> Node {
         match self {
             Self::Pod(node) | Self::Process(node) => node,
         }
     }
 
     /// What its server calls itself.
-    pub(super) const fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Pod(Node::A) => "pod-on-a",
             Self::Pod(Node::B) => "pod-on-b",
@@ -88,34 +94,42 @@ impl Endpoint {
 
 /// What is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Address {
+pub enum Address {
+    /// The cluster IP.
     ClusterIp,
     /// At the address of this node.
     NodePort(Node),
+    /// An external IP.
     ExternalIp,
+    /// The load balancer's IP.
     Balancer,
 }
 
 impl Address {
-    pub(super) const ALL: [Self; 5] =
+    /// Every kind, at both nodes where that matters.
+    pub const ALL: [Self; 5] =
         [Self::ClusterIp, Self::NodePort(Node::A), Self::NodePort(Node::B), Self::ExternalIp, Self::Balancer];
 }
 
 /// The Service's traffic policies: one of them `Local`, or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Policy {
+pub enum Policy {
+    /// Both are `Cluster`.
     Cluster,
+    /// `externalTrafficPolicy: Local`.
     ExternalLocal,
+    /// `internalTrafficPolicy: Local`.
     InternalLocal,
 }
 
 impl Policy {
-    pub(super) const ALL: [Self; 3] = [Self::Cluster, Self::ExternalLocal, Self::InternalLocal];
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Cluster, Self::ExternalLocal, Self::InternalLocal];
 }
 
 /// How the agents tell pods of their node (rule 71).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Detect {
+pub enum Detect {
     /// By the device that the packet comes from: not a way of kube-proxy's, with the same answers as the network of the
     /// node's pods.
     PodDevice,
@@ -127,14 +141,16 @@ pub(super) enum Detect {
 
 /// The agents' settings.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Mode {
-    pub(super) detect: Detect,
-    pub(super) masquerade_all: bool,
+pub struct Mode {
+    /// How they tell pods of their node.
+    pub detect: Detect,
+    /// `--masquerade-all`.
+    pub masquerade_all: bool,
 }
 
 /// The source that an endpoint sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Source {
+pub enum Source {
     /// The client's own, with its port.
     Client,
     /// The primary address of the device by which this node sends to the endpoint.
@@ -145,22 +161,27 @@ pub(super) enum Source {
 
 /// What becomes of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub enum Verdict {
     /// Refused at once.
     Refused,
     /// Nothing comes back.
     Silent,
     /// One of these answers. The request reaches those that are lost too, but they answer the client past the node that
     /// has translated, from an address that the client did not ask: no connection comes of it with kube-proxy either.
-    Served { by: Vec<(Endpoint, Source)>, lost: Vec<Endpoint> },
+    Served {
+        /// Who may answer, and the source that each sees.
+        by: Vec<(Endpoint, Source)>,
+        /// Whose answers do not come back.
+        lost: Vec<Endpoint>,
+    },
 }
 
 /// A deliberate difference: its name, whom it is about (mode, client, address, endpoint, the source by the rules), and
 /// what the endpoint sees instead.
-type Difference = (&'static str, fn(Mode, Client, Address, Endpoint, Source) -> bool, fn(Node) -> Source);
+pub type Difference = (&'static str, fn(Mode, Client, Address, Endpoint, Source) -> bool, fn(Node) -> Source);
 
 /// Where the endpoint sees another source than kube-proxy shows it. Each stands in docs/packet-path.md, section 9.
-pub(super) const DIFFERENCES: [Difference; 3] = [
+pub const DIFFERENCES: [Difference; 3] = [
     (
         "a process that is served by a process of its own node is seen with the Service's address",
         |_, client, address, endpoint, _| {
@@ -193,20 +214,20 @@ fn is_itself(client: Client, endpoint: Endpoint) -> bool {
 }
 
 /// A known hole: its name, and whom it is about.
-type Hole = (&'static str, fn(Client, Address) -> bool);
+pub type Hole = (&'static str, fn(Client, Address) -> bool);
 
 /// What the rules ask for and does not work yet. A hole all of whose connections are as the rules say is an error too:
 /// then its line goes.
-pub(super) const KNOWN_HOLES: &[Hole] = &[];
+pub const KNOWN_HOLES: &[Hole] = &[];
 
 /// The index of the hole that these connections are in.
-pub(super) fn hole(client: Client, address: Address) -> Option<usize> {
+pub fn hole(client: Client, address: Address) -> Option<usize> {
     KNOWN_HOLES.iter().position(|(_, about)| about(client, address))
 }
 
 /// The node that translates. Rule 93: a NodePort is one of its own node alone; on the way there nobody translates. The
 /// other addresses are served by the first node that they pass.
-pub(super) const fn translated_at(client: Client, address: Address) -> Node {
+pub const fn translated_at(client: Client, address: Address) -> Node {
     match address {
         Address::NodePort(node) => node,
         Address::ClusterIp | Address::ExternalIp | Address::Balancer => client.node(),
@@ -222,8 +243,31 @@ fn is_local_pod(detect: Detect, client: Client, at: Node) -> bool {
     }
 }
 
-/// What the rules say of a client that asks this address of a Service with these endpoints, all of them ready.
-pub(super) fn verdict(mode: Mode, policy: Policy, endpoints: &[Endpoint], client: Client, address: Address) -> Verdict {
+/// What becomes of a client that asks this address of a Service with these endpoints, all of them ready: what the rules
+/// say, but for our [`DIFFERENCES`].
+pub fn verdict(mode: Mode, policy: Policy, endpoints: &[Endpoint], client: Client, address: Address) -> Verdict {
+    differing(&DIFFERENCES, mode, policy, endpoints, client, address)
+}
+
+/// What the rules themselves say.
+pub fn kube_proxys_verdict(
+    mode: Mode,
+    policy: Policy,
+    endpoints: &[Endpoint],
+    client: Client,
+    address: Address,
+) -> Verdict {
+    differing(&[], mode, policy, endpoints, client, address)
+}
+
+fn differing(
+    differences: &[Difference],
+    mode: Mode,
+    policy: Policy,
+    endpoints: &[Endpoint],
+    client: Client,
+    address: Address,
+) -> Verdict {
     let at = translated_at(client, address);
     let pod = is_local_pod(mode.detect, client, at);
     let node = client == Client::Process(at); // Rule 70.
@@ -247,7 +291,7 @@ pub(super) fn verdict(mode: Mode, policy: Policy, endpoints: &[Endpoint], client
         // Rules 74 and 75b.
         let masqueraded = (masquerade || itself) && endpoint != Endpoint::Process(at);
         let source = if masqueraded { Source::Egress(at) } else { Source::Client };
-        let other = DIFFERENCES.iter().find(|(_, about, _)| about(mode, client, address, endpoint, source));
+        let other = differences.iter().find(|(_, about, _)| about(mode, client, address, endpoint, source));
         let source = other.map_or(source, |(_, _, instead)| instead(at));
         // Rule 76: the reply has to come back to where the request was translated.
         if source == Source::Client && endpoint.node() != at && !client.is_behind(at) {

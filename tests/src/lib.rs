@@ -1,5 +1,6 @@
 //! Fairlead's test tiers and their shared tools.
 
+pub mod cni;
 pub mod conformance;
 pub mod controlplane;
 pub mod deploy;

@@ -29,6 +29,8 @@ pub enum Shape {
         /// Bridged packets pass netfilter too (`bridge-nf-call-iptables`; per namespace on kernels from 5.3).
         br_netfilter: bool,
     },
+    /// Pods have a namespace and no device: somebody else wires them.
+    Unwired,
 }
 
 /// What netfilter does in the node's namespace.
@@ -272,7 +274,7 @@ impl Lab {
     }
 
     /// Prefixes of the node's pods.
-    fn pod_cidrs(&self) -> [String; 2] {
+    pub fn pod_cidrs(&self) -> [String; 2] {
         [format!("{}/24", pod_v4(self.number, 0)), format!("{}/64", pod_v6(self.number, 0))]
     }
 
@@ -440,6 +442,9 @@ impl Lab {
 
     fn wire_pod(&self, pod: &Pod) -> Result<()> {
         let (device, node, ns) = (&pod.node_device, &self.node.ns, &pod.ns);
+        if self.config.shape == Shape::Unwired {
+            return Ok(());
+        }
         netns::run(std::process::Command::new("ip").args([
             "link",
             "add",
@@ -485,14 +490,15 @@ impl Lab {
                 ),
                 format!("link set {device} master {BRIDGE}\nlink set {device} up\n"),
             ),
+            Shape::Unwired => unreachable!("left to others above"),
         };
         ns.ip_batch(&format!("link set lo up\nlink set eth0 up\n{inside}"))?;
         node.ip_batch(&outside)
     }
 
     /// The kernel's own event handling activates a device some time after its peer came up; until then it drops what
-    /// it is given to send.
-    fn wait_until_wired(&self) -> Result<()> {
+    /// it is given to send. Who wires devices itself waits here too.
+    pub fn wait_until_wired(&self) -> Result<()> {
         for host in self.all_pods().map(|pod| &pod.host).chain([&self.node, &self.ext]) {
             let mut listing = Ok(String::new());
             let wired = wait_until(Duration::from_secs(30), || {

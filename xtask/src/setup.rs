@@ -23,7 +23,7 @@ pub(crate) struct Args {
     /// Also the formatter and the linter that `lint` runs.
     #[arg(long)]
     lint: bool,
-    /// Also Go, which builds the control plane of the cluster tier.
+    /// Also Go, which builds the control plane of the cluster tier and the CNIs' plugins of the matrix tier.
     #[arg(long)]
     go: bool,
     /// Also qemu, and the kernels that the kernels tier boots.

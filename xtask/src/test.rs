@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use clap::Args as ClapArgs;
+use clap::{Args as ClapArgs, ValueEnum};
 
 use crate::machine;
 use crate::process::Cmd;
@@ -24,7 +24,7 @@ use tier::Tier;
 /// Runs the tiers of tests that can run here, and says of each other one why it cannot.
 #[derive(ClapArgs, Debug, Default)]
 pub(crate) struct Args {
-    /// Which tiers; where none is named, all but the mutants and the kernels, which take minutes.
+    /// Which tiers; where none is named, all but the matrix, the mutants and the kernels, which take minutes.
     #[arg(value_enum)]
     tiers: Vec<Tier>,
     /// Tiers that must run: one that cannot run here fails.
@@ -33,10 +33,23 @@ pub(crate) struct Args {
     /// Other kernels run every test also where they have to be emulated, for hours.
     #[arg(long)]
     all: bool,
+    /// Who serves the cells of the matrix in the agents' place.
+    #[arg(long, value_enum, value_name = "PROXY")]
+    with: Option<Proxy>,
     /// Names of tests, or other options of the test programs, after `--`.
     #[arg(last = true, value_name = "FILTER")]
     filter: Vec<String>,
 }
+
+/// Another proxy than ours, for the tier that can run one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Proxy {
+    /// kube-proxy in nftables mode, against a control plane of its own: both are built with Go.
+    KubeProxy,
+}
+
+/// Names it to the tests.
+const WITH: &str = "FAIRLEAD_MATRIX_WITH";
 
 impl Args {
     /// Every tier, all required: CI is root on a kernel that allows everything, with a network.
@@ -70,7 +83,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 println!("\n=== {} ===", tier.name());
                 kernels::run(&args.filter, args.all)
             }
-            None => run_tier(tier, &args.filter),
+            None => run_tier(tier, &args.filter, args.with),
         })
         .collect();
     report::print(&rows);
@@ -81,13 +94,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn run_tier(tier: Tier, filter: &[String]) -> Row {
+fn run_tier(tier: Tier, filter: &[String], with: Option<Proxy>) -> Row {
     println!("\n=== {} ===", tier.name());
     let start = Instant::now();
     let mut counts = Counts::default();
     let mut problems = Vec::new();
     // One program that fails does not keep the others of its tier from running.
     for cmd in tier.commands(filter) {
+        let cmd = match with.filter(|_| tier == Tier::Matrix) {
+            Some(Proxy::KubeProxy) => cmd.env(WITH, "kube-proxy"),
+            None => cmd,
+        };
         let line = cmd.to_string();
         let failed_before = counts.failed;
         match stream(cmd, tier.limit(), &mut counts) {
@@ -166,7 +183,7 @@ mod tests {
     #[test]
     fn without_a_name_every_tier_but_the_slowest_is_selected() {
         let selected = Args::default().selected();
-        let slow = [Tier::Mutants, Tier::Kernels];
+        let slow = [Tier::Matrix, Tier::Mutants, Tier::Kernels];
         assert!(Tier::ALL.into_iter().filter(|tier| !slow.contains(tier)).all(|tier| selected.contains(&tier)));
         assert!(slow.into_iter().all(|tier| selected.contains(&tier) == machine::is_ci()));
     }

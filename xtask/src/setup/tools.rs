@@ -85,7 +85,7 @@ pub(super) fn go(wanted: bool) -> Item {
     };
     Item {
         name: "go".into(),
-        why: "optional: builds the control plane of the cluster tier",
+        why: "optional: builds the control plane of the cluster tier and the CNIs' plugins of the matrix tier",
         state,
         install: install_go,
     }

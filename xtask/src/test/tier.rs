@@ -13,13 +13,14 @@ use crate::setup::{self, Need};
 use crate::{kernels, machine, workspace};
 
 /// Every test program of the workspace and the tier that runs it; `tidy` finds one that stands in no tier.
-pub(crate) const TARGETS: [(Tier, &str); 9] = [
+pub(crate) const TARGETS: [(Tier, &str); 10] = [
     (Tier::Packet, "packets"),
     (Tier::Packet, "object"),
     (Tier::Packet, "lookups"),
     (Tier::Scenario, "scenarios"),
     (Tier::Netns, "direct"),
     (Tier::Netns, "netns"),
+    (Tier::Matrix, "matrix"),
     (Tier::Cluster, "cluster"),
     (Tier::Mutants, "mutants"),
     (Tier::Conformance, "conformance"),
@@ -48,6 +49,9 @@ pub(crate) enum Tier {
     Scenario,
     /// Real sockets between network namespaces. Needs root.
     Netns,
+    /// How CNIs wire pods, times what netfilter does: every client, endpoint and address between two nodes. Needs root, Go
+    /// for the CNIs' plugins, and minutes: runs by name and in CI.
+    Matrix,
     /// The agent against a real control plane. Needs root, and Go or a folder with that (KUBEBUILDER_ASSETS).
     Cluster,
     /// The packet and netns tiers on other kernels, in qemu. Needs minutes, and without KVM hours: there it is a
@@ -59,11 +63,12 @@ pub(crate) enum Tier {
 }
 
 impl Tier {
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Unit,
         Self::Packet,
         Self::Scenario,
         Self::Netns,
+        Self::Matrix,
         Self::Cluster,
         Self::Mutants,
         Self::Kernels,
@@ -78,6 +83,7 @@ impl Tier {
             Self::Mutants => "mutants",
             Self::Scenario => "scenario",
             Self::Netns => "netns",
+            Self::Matrix => "matrix",
             Self::Cluster => "cluster",
             Self::Kernels => "kernels",
             Self::Conformance => "conformance",
@@ -86,7 +92,7 @@ impl Tier {
 
     /// Does it run where no tier is named?
     pub(super) const fn by_default(self) -> bool {
-        !matches!(self, Self::Mutants | Self::Kernels)
+        !matches!(self, Self::Matrix | Self::Mutants | Self::Kernels)
     }
 
     /// Why it cannot run here, and what would make it run.
@@ -95,6 +101,7 @@ impl Tier {
             Self::Unit | Self::Scenario | Self::Conformance => None,
             Self::Packet | Self::Mutants => object_missing().or_else(bpf_denied),
             Self::Netns => object_missing().or_else(bpf_denied).or_else(namespaces_denied),
+            Self::Matrix => object_missing().or_else(bpf_denied).or_else(namespaces_denied).or_else(plugins_missing),
             Self::Cluster => {
                 object_missing().or_else(bpf_denied).or_else(namespaces_denied).or_else(control_plane_missing)
             }
@@ -131,6 +138,8 @@ impl Tier {
             Self::Mutants => vec![test(&self.targets(), Some(1))],
             // Cases measure times and share the machine's connection tracking: one at a time.
             Self::Netns => vec![programs(), test(&self.targets(), Some(1))],
+            // Cases measure no times; one builds its nodes while the other's packets are on their way.
+            Self::Matrix => vec![programs(), test(&self.targets(), Some(2))],
             // Cases mostly wait; those that measure see to it that they are alone. Each has at most half a gigabyte in use.
             Self::Cluster => {
                 let tests = test(&self.targets(), Some(6));
@@ -149,7 +158,7 @@ impl Tier {
     pub(super) const fn limit(self) -> Duration {
         Duration::from_secs(match self {
             Self::Unit => 1800,
-            Self::Packet | Self::Scenario | Self::Conformance => 900,
+            Self::Packet | Self::Scenario | Self::Matrix | Self::Conformance => 900,
             Self::Netns | Self::Mutants | Self::Kernels => 2400,
             Self::Cluster => 1500,
         })
@@ -196,6 +205,12 @@ fn bpf_denied() -> Option<String> {
 fn namespaces_denied() -> Option<String> {
     machine::namespaces_denied()
         .map(|reason| format!("{reason}; run `./x test` as root, outside of a container that forbids this"))
+}
+
+/// The plugins of the matrix tier are built with Go.
+fn plugins_missing() -> Option<String> {
+    setup::go_missing()
+        .map(|reason| format!("{reason}: it builds the CNIs' plugins; `./x setup --go` tries to install it"))
 }
 
 /// The control plane of the cluster tier is built with Go, unless a folder with one is named.

@@ -17,11 +17,6 @@ pub(crate) struct Known {
 
 pub(crate) const KNOWN: &[Known] = &[
     Known {
-        why: "devices without Ethernet headers get no programs yet",
-        topology: |topology| topology.wiring == Wiring::Tun,
-        cell: |_| true,
-    },
-    Known {
         why: "replies are not led back to the uplink that the request came by yet",
         topology: |topology| topology.wiring == Wiring::TwoUplinks,
         cell: |cell| {
@@ -39,7 +34,7 @@ pub(crate) const KNOWN: &[Known] = &[
     Known {
         why: "over IPv6 a masqueraded client is shown to a pod here with the uplink's address, where the kernel prefers the \
               tunnel's, which is nearer to the pod's",
-        topology: |topology| topology.wiring == Wiring::RoutedVxlan,
+        topology: |topology| matches!(topology.wiring, Wiring::RoutedVxlan | Wiring::Tun),
         cell: |cell| cell.v6,
     },
 ];

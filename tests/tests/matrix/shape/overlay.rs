@@ -1,20 +1,8 @@
 //! Nodes that reach each other's pods through a tunnel.
 
-use std::{
-    fs::File,
-    io::{self, Read as _, Write as _},
-    os::fd::{AsFd as _, AsRawFd as _},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::JoinHandle,
-};
-
-use anyhow::{Context as _, Result};
-use fairlead_lab::{Lab, Namespace, Pod, netns, topology::UPLINK};
+use anyhow::Result;
+use fairlead_lab::{Lab, Pod, netns, topology::UPLINK, tun::TunPair};
 use fairlead_tests::nodes::Nodes;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// All pods of the cluster.
 const CLUSTER: [&str; 2] = ["10.244.0.0/16", "fd00:10:244::/48"];
@@ -96,16 +84,10 @@ fn masquerade(lab: &Lab) -> String {
     text
 }
 
-/// Two TUN devices, and the thread between them. Dropping it removes them.
-pub(super) struct Tunnel {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
 /// A tunnel whose packets begin with their IP header, as those of IPIP and WireGuard do, with Calico's rule.
-pub(super) fn tun(nodes: &Nodes) -> Result<Tunnel> {
+pub(super) fn tun(nodes: &Nodes) -> Result<TunPair> {
     let [first, second] = &nodes.labs;
-    let ends = [open(&first.node.ns)?, open(&second.node.ns)?];
+    let tunnel = TunPair::new((&first.node.ns, "tun0"), (&second.node.ns, "tun0"))?;
     for (lab, other) in [(first, second), (second, first)] {
         let mut lines = "link set tun0 mtu 1480 up\n".to_owned();
         for v6 in [false, true] {
@@ -120,53 +102,5 @@ pub(super) fn tun(nodes: &Nodes) -> Result<Tunnel> {
         lab.node.ns.ip_batch(&lines)?;
         nat_outgoing(lab)?;
     }
-    let stop = Arc::new(AtomicBool::new(false));
-    let stopped = Arc::clone(&stop);
-    let thread = std::thread::Builder::new().name("tunnel".to_owned()).spawn(move || carry(&ends, &stopped));
-    Ok(Tunnel { stop, thread: Some(thread.context("cannot start the tunnel's thread")?) })
-}
-
-/// Makes `tun0` in the namespace.
-fn open(ns: &Namespace) -> Result<File> {
-    ns.run(|| {
-        let file = File::options().read(true).write(true).open("/dev/net/tun").context("cannot open /dev/net/tun")?;
-        // `struct ifreq`: a name, and flags among what follows.
-        let mut request = [0u8; 40];
-        request[..4].copy_from_slice(b"tun0");
-        let flags = (libc::IFF_TUN | libc::IFF_NO_PI) as u16;
-        request[16..18].copy_from_slice(&flags.to_ne_bytes());
-        // SAFETY: the request is as long as the kernel's `struct ifreq`, and lives until the call returns.
-        let made = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, request.as_mut_ptr()) };
-        if made < 0 {
-            return Err(io::Error::last_os_error()).context("cannot make tun0");
-        }
-        nix::fcntl::fcntl(file.as_fd(), nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
-        Ok(file)
-    })?
-}
-
-/// What is sent into one end comes out of the other.
-fn carry(ends: &[File; 2], stopped: &AtomicBool) {
-    let mut buffer = vec![0; 1 << 16];
-    while !stopped.load(Ordering::Relaxed) {
-        let mut fds = ends.each_ref().map(|end| PollFd::new(end.as_fd(), PollFlags::POLLIN));
-        // An interrupted wait is a short wait.
-        poll(&mut fds, PollTimeout::from(20u8)).ok();
-        for (mut from, mut to) in [(&ends[0], &ends[1]), (&ends[1], &ends[0])] {
-            while let Ok(length) = from.read(&mut buffer) {
-                // What the other side has no room for is lost, as on any wire.
-                to.write_all(&buffer[..length]).ok();
-            }
-        }
-    }
-}
-
-impl Drop for Tunnel {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            // A panic of the thread has been printed.
-            thread.join().ok();
-        }
-    }
+    Ok(tunnel)
 }

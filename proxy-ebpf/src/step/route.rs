@@ -3,7 +3,7 @@
 
 use proxy_common::Outcome;
 use proxy_common::abi::{Config, Device, Direction, Flow, FlowKey, Role};
-use proxy_common::{V4, V6};
+use proxy_common::{Family, V4, V6};
 
 use super::choose::spare_port;
 use crate::config;
@@ -17,44 +17,56 @@ pub(crate) const LOOPBACK: u32 = 1;
 #[inline(always)]
 pub(crate) fn request<F: Source>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>) -> Result<(), Outcome> {
     let outward = key.dir == Direction::Out as u8;
-    if !outward && found.dst == key.src && !mutant!("rule-74") {
-        return to_itself(skb, found);
-    }
+    let itself = !outward && found.dst == key.src && !mutant!("rule-74");
     if mutant!("rule-75b") && !outward && F::node_addrs().get_ptr(&{ found.dst }).is_some() {
         found.src = maps::device(skb.ifindex()).map_or(found.src, F::source);
     }
     let (mut entry, mut flags) = (LOOPBACK, 0);
-    if outward {
-        if config::get().is_some_and(|c| c.flags & Config::FIB_SOURCE != 0) {
-            flags = Fib::SOURCE;
-        }
+    if outward || itself {
+        flags = source_wanted();
     } else {
         match maps::device(skb.ifindex()) {
             Some(device) if device.role == Role::BridgePort as u8 => entry = device.master,
             _ => return Ok(()),
         }
     }
-    // One question for both: it is 64 bytes of stack.
-    let source = if outward { F::UNSPECIFIED } else { found.src };
+    // One question for all: it is 64 bytes of stack.
+    let source = if outward || itself { F::UNSPECIFIED } else { found.src };
     let mut fib = Fib::new::<F>(entry, &source, &found.dst);
     let result = skb.route(&mut fib, flags);
     if outward {
         return from_node(skb, key, found, &fib, result);
     }
+    if itself {
+        return to_itself(skb, found, &fib, result);
+    }
     over_bridge(found, entry, &fib, result);
     Ok(())
+}
+
+/// What the kernel is asked for beside the way, where it can tell (6.7): the source that it would choose itself.
+#[inline(always)]
+pub(crate) fn source_wanted() -> u32 {
+    if config::get().is_some_and(|c| c.flags & Config::FIB_SOURCE != 0) { Fib::SOURCE } else { 0 }
+}
+
+/// The node's address on a device towards an address: what the kernel says, else the one that the agent found first.
+#[inline(always)]
+pub(crate) fn node_source<F: Source>(ifindex: u32, fib: &Fib, result: i64) -> Option<<F as Family>::Addr> {
+    let asked = matches!(result, Fib::SUCCESS | Fib::NO_NEIGHBOUR | Fib::TOO_LONG);
+    // Before 6.7 the kernel leaves the source as it was asked: unspecified.
+    let mut source = if asked && !mutant!("rule-72-nearest") { fib.source::<F>() } else { F::UNSPECIFIED };
+    if source == F::UNSPECIFIED {
+        source = F::source(maps::device(ifindex)?);
+    }
+    (source != F::UNSPECIFIED).then_some(source)
 }
 
 /// The endpoint is the client: full translation here, and back out of the device it came from. The source becomes the
 /// node's address on that device, as after kube-proxy's masquerade (rule 74).
 #[inline(always)]
-fn to_itself<F: Source>(skb: &Skb, found: &mut Flow<F>) -> Result<(), Outcome> {
-    let device = maps::device(skb.ifindex()).ok_or(Outcome::DropNoRoute)?;
-    let source = F::source(device);
-    if source == F::UNSPECIFIED {
-        return Err(Outcome::DropNoRoute);
-    }
-    found.src = source;
+fn to_itself<F: Source>(skb: &Skb, found: &mut Flow<F>, fib: &Fib, result: i64) -> Result<(), Outcome> {
+    found.src = node_source::<F>(skb.ifindex(), fib, result).ok_or(Outcome::DropNoRoute)?;
     found.flags = found.flags & !Flow::<F>::MASQUERADE | Flow::<F>::HAIRPIN;
     found.ifindex = skb.ifindex();
     Ok(())

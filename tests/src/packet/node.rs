@@ -241,9 +241,17 @@ impl Node {
         self.maps.put_device(&abi::Device { reply_mark, ..described(device) });
     }
 
-    /// The node loses its addresses on a device.
+    /// The node loses its addresses on a device, and the kernel names none either.
     pub fn without_sources(&mut self, device: Device) {
         let (source_v4, source_v6) = Default::default();
+        self.maps.put_device(&abi::Device { source_v4, source_v6, ..described(device) });
+        self.maps.configure(|config| config.flags &= !Config::FIB_SOURCE);
+    }
+
+    /// The agent found this address first on a device.
+    pub fn first_source(&mut self, device: Device, first: fn(IpFamily) -> IpAddr) {
+        let source_v4 = proxy_common::Addr4::from_ip(first(IpFamily::V4));
+        let source_v6 = proxy_common::Addr6::from_ip(first(IpFamily::V6));
         self.maps.put_device(&abi::Device { source_v4, source_v6, ..described(device) });
     }
 

@@ -1,10 +1,10 @@
 //! Cells that do not come as the rules say, and are known. One all of whose cells come right is an error too: then its line
 //! goes.
 
-use fairlead_tests::rules::{Address, Client, Endpoint};
+use fairlead_tests::rules::Client;
 
 use crate::{
-    cells::{Cell, Route},
+    cells::Cell,
     shape::{Filter, Topology, Wiring},
 };
 
@@ -17,25 +17,10 @@ pub(crate) struct Known {
 
 pub(crate) const KNOWN: &[Known] = &[
     Known {
-        why: "replies are not led back to the uplink that the request came by yet",
-        topology: |topology| topology.wiring == Wiring::TwoUplinks,
-        cell: |cell| {
-            let Route { client, endpoint, address, .. } = cell.route;
-            let from_afar = |at| client == Client::Outside(at) || client.node() != at;
-            matches!((address, endpoint), (Address::NodePort(at), Endpoint::Pod(own)) if own == at && from_afar(at))
-        },
-    },
-    Known {
         why: "a pod's request to itself is turned round at its device before a foreign program there sees it, so the program \
               takes the answer for a stranger's",
         topology: |topology| matches!(topology.wiring, Wiring::ForeignTcx | Wiring::ForeignClsact),
         cell: |cell| matches!(cell.route.client, Client::Server(_)),
-    },
-    Known {
-        why: "over IPv6 a masqueraded client is shown to a pod here with the uplink's address, where the kernel prefers the \
-              tunnel's, which is nearer to the pod's",
-        topology: |topology| matches!(topology.wiring, Wiring::RoutedVxlan | Wiring::Tun),
-        cell: |cell| cell.v6,
     },
 ];
 

@@ -140,6 +140,9 @@ impl Topology {
 
     /// Further arguments that the agents need for this shape.
     pub(crate) const fn agent_args(&self) -> &'static [&'static str] {
-        &[]
+        match self.wiring {
+            Wiring::TwoUplinks => &["--reply-mark=0x1000"],
+            _ => &[],
+        }
     }
 }

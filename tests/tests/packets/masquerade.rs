@@ -29,6 +29,8 @@ wires! {
     what_netfilter_has_masqueraded_is_left_alone,
     a_further_packet_keeps_its_port,
     two_clients_with_one_port_get_two,
+    rule_72_of_several_addresses_it_is_the_one_that_the_kernel_would_choose,
+    rule_74_of_several_addresses_a_pod_that_serves_itself_sees_the_kernels_choice,
     a_port_that_a_socket_of_the_node_has_is_not_taken,
     when_every_port_is_taken_the_packet_is_dropped_and_others_live,
     a_device_without_an_address_cannot_masquerade,
@@ -362,4 +364,34 @@ fn rule_73_an_internal_local_policy_masquerades_who_is_no_pod_as_well(wire: Wire
     node.arrives(UPLINK, &opening).becomes_due(Outcome::RequestNew, &opening.clone().to(endpoint));
     let from_pod = at(POD1, wire.opening(wire.at(world::pod1, 51_234), vip));
     node.arrives(POD1, &from_pod).becomes(Outcome::RequestNew, &from_pod.clone().to(endpoint));
+}
+
+fn rule_72_of_several_addresses_it_is_the_one_that_the_kernel_would_choose(wire: Wire) {
+    if !kernel_tells_sources() {
+        return;
+    }
+    let way = Way::through(wire);
+    let mut node = serving(&way, Settings::default());
+    node.first_source(UPLINK, world::bridge);
+    way.works(&node);
+}
+
+fn rule_74_of_several_addresses_a_pod_that_serves_itself_sees_the_kernels_choice(wire: Wire) {
+    if !kernel_tells_sources() {
+        return;
+    }
+    let talk = Talk::to(wire, wire.at(world::pod1, TARGET));
+    let mut node = Node::serving(&[&web(wire).here(talk.endpoint.ip())]);
+    node.first_source(POD1, world::bridge);
+    let ran = node.arrives(POD1, &talk.opening());
+    assert_eq!(ran.source().ip(), world::node(wire.family));
+    ran.is_redirected(
+        Outcome::RequestNew,
+        &talk.opening().from(wire.at(world::node, talk.client.port())).to(talk.endpoint).on_wire(POD1.mac, POD1.peer),
+    );
+}
+
+/// `BPF_FIB_LOOKUP_SRC` came with 6.7; before, it is the first address.
+fn kernel_tells_sources() -> bool {
+    proxy_agent::dataplane::probe::features().expect("the kernel says what it can do").fib_source
 }

@@ -37,7 +37,9 @@ const RANGES: [&[&str]; 4] =
     [&["192.0.2.0/25"], &["198.51.100.0/24", "2001:db8:51::/64"], &["10.244.0.0/16", "fd00:10:244::/48"], &["::1/128"]];
 
 /// An endpoint: address, on this node.
-const ENDPOINTS: [(fn(IpFamily) -> IpAddr, bool); 7] = [
+type Place = (fn(IpFamily) -> IpAddr, bool);
+
+const ENDPOINTS: [Place; 7] = [
     (world::remote, false),
     (world::remote2, false),
     (world::pod1, true),

@@ -57,7 +57,10 @@ pub(super) fn wire(nodes: &Nodes) -> Result<()> {
         ("net.ipv4.ip_forward", "1"),
         ("net.ipv6.conf.all.forwarding", "1"),
         ("net.ipv4.conf.all.rp_filter", "0"),
+        // A network of a cloud does not tell who else is on it.
         ("net.ipv4.conf.all.send_redirects", "0"),
+        (&format!("net.ipv4.conf.{UPLINK}.send_redirects"), "0"),
+        (&format!("net.ipv4.conf.{SECOND}.send_redirects"), "0"),
     ] {
         ext.sysctl(key, value)?;
     }

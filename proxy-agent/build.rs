@@ -50,11 +50,11 @@ fn build(kind: &[&str]) -> Result<PathBuf, String> {
     let out = variable("OUT_DIR")?;
     // <target>/<profile>/build/<crate>/out: beside the profiles, so that they share one object.
     let target = out.ancestors().nth(4).unwrap_or(Path::new(&out)).join("ebpf");
-    // Faults of the programs come with those of the agent. Each kind of object has a folder of its own: cargo gives all the
-    // same name.
-    let faults: &[&str] = if env::var_os("CARGO_FEATURE_MUTANTS").is_some() { &["mutants"] } else { &[] };
+    // Faults of the programs come with those of the agent, from a folder of their own.
+    let mutants = env::var_os("CARGO_FEATURE_MUTANTS").is_some();
+    let target = if mutants { target.join("mutants") } else { target };
+    let faults: &[&str] = if mutants { &["mutants"] } else { &[] };
     let features = [faults, kind].concat();
-    let target = features.iter().fold(target, |folder, feature| folder.join(feature));
     let options = proxy_ebpf_build::Options {
         workspace,
         target_dir: &target,

@@ -6,6 +6,7 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -82,6 +83,13 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The object cannot be put where it stays.
+    Keep {
+        /// Where.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// Cargo failed; its own messages stand above.
     Failed {
         /// The command line.
@@ -103,6 +111,7 @@ impl std::fmt::Display for Error {
                 write!(f, "{LINKER} is neither in PATH nor in cargo's bin folder; `./x setup` installs it")
             }
             Self::NoLlvm { tried, source } => write!(f, "cannot show {LINKER} the LLVM of rustc: {tried}: {source}"),
+            Self::Keep { path, source } => write!(f, "cannot keep the object as {}: {source}", path.display()),
             Self::Spawn { command, source } => write!(f, "could not start `{command}`: {source}"),
             Self::Failed { command, status } => write!(f, "`{command}` failed: {status}"),
         }
@@ -139,6 +148,7 @@ pub struct Built {
 pub fn build(options: &Options<'_>) -> Result<Built, Error> {
     let core = Core::find()?;
     let linker = linker().ok_or(Error::NoLinker)?;
+    let _lock = lock(options.target_dir)?;
     let mut command = cargo(&core, options, &linker);
     if core == Core::Debian {
         command.env("LD_LIBRARY_PATH", llvm_folder(options.target_dir)?);
@@ -148,8 +158,41 @@ pub fn build(options: &Options<'_>) -> Result<Built, Error> {
     if !status.success() {
         return Err(Error::Failed { command: line, status });
     }
-    let object = options.target_dir.join(TARGET).join("bpf").join("fairlead-ebpf");
+    let built = options.target_dir.join(TARGET).join("bpf").join("fairlead-ebpf");
+    let object = if options.subcommand == "build" { keep(&built, options)? } else { built };
     Ok(Built { object, core })
+}
+
+/// One at a time in a folder: cargo's own lock ends before the object is copied.
+fn lock(folder: &Path) -> Result<File, Error> {
+    let path = folder.join("objects.lock");
+    let lock = || {
+        std::fs::create_dir_all(folder)?;
+        let file = File::create(&path)?;
+        file.lock()?;
+        Ok(file)
+    };
+    lock().map_err(|source| Error::Keep { path: path.clone(), source })
+}
+
+/// Copies the object to where it stays. Cargo gives the objects of all features the same name, and they share what they
+/// depend on in one folder. One that has not changed keeps its time, and a reader sees the old or the new.
+fn keep(built: &Path, options: &Options<'_>) -> Result<PathBuf, Error> {
+    let folder = options.target_dir.join("objects");
+    let name = [&["fairlead-ebpf"], options.features].concat().join("-");
+    let kept = folder.join(format!("{name}.o"));
+    let keep = || {
+        let object = std::fs::read(built)?;
+        if std::fs::read(&kept).is_ok_and(|held| held == object) {
+            return Ok(());
+        }
+        std::fs::create_dir_all(&folder)?;
+        let new = kept.with_extension("new");
+        std::fs::write(&new, object)?;
+        std::fs::rename(&new, &kept)
+    };
+    keep().map_err(|source| Error::Keep { path: kept.clone(), source })?;
+    Ok(kept)
 }
 
 /// The linker's file: in `PATH`, or where `cargo install` puts it, which a bare machine's `PATH` lacks.

@@ -26,21 +26,20 @@ macro_rules! cells {
 }
 
 cells! {
-    cluster_ip::a_pod_reaches_remote_endpoints: tun_uplink_plain tun_uplink_invalid_drop tun_overlay_conntrack;
+    cluster_ip::a_pod_reaches_remote_endpoints: tun_uplink_invalid_drop tun_overlay_conntrack;
     cluster_ip::a_node_process_reaches_local_endpoints: tun_uplink_plain tun_uplink_invalid_drop;
     cluster_ip::a_node_process_reaches_remote_endpoints: tun_uplink_plain tun_overlay_conntrack tun_overlay_invalid_drop;
     cluster_ip::a_node_process_hears_its_answers_where_the_node_is_an_endpoint: tun_uplink_invalid_drop;
-    cluster_ip::an_external_host_reaches_a_cluster_ip_through_the_node: tun_uplink_plain tun_uplink_invalid_drop;
-    node_port::a_local_node_port_keeps_the_clients_address: tun_uplink_plain tun_uplink_invalid_drop;
+    cluster_ip::an_external_host_reaches_a_cluster_ip_through_the_node: tun_uplink_invalid_drop;
+    node_port::a_local_node_port_keeps_the_clients_address: tun_uplink_invalid_drop;
     node_port::rule_92_a_process_of_the_node_reaches_its_own_node_port: tun_uplink_plain tun_overlay_conntrack;
-    masquerade::rule_68_a_client_outside_is_masqueraded_to_every_endpoint: tun_uplink_invalid_drop tun_overlay_conntrack
+    masquerade::rule_68_a_client_outside_is_masqueraded_to_every_endpoint: tun_uplink_plain tun_overlay_conntrack
         tun_overlay_invalid_drop;
     masquerade::a_datagram_in_fragments_arrives_both_ways: tun_uplink_plain tun_uplink_invalid_drop;
     masquerade::pitfall_p1_4_a_narrow_link_to_the_endpoint_is_told_to_the_client: tun_uplink_invalid_drop;
     reject::rule_54_a_service_without_endpoints_is_refused_at_once: tun_uplink_plain tun_uplink_invalid_drop;
-    reject::an_unknown_port_of_a_cluster_ip_is_refused_at_once: tun_uplink_plain;
     payload::large_transfers_arrive_whole: tun_uplink_invalid_drop;
-    flat::a_narrow_overlay_is_told_to_the_client: tun_overlay_conntrack tun_overlay_invalid_drop;
+    flat::a_narrow_overlay_is_told_to_the_client: tun_overlay_conntrack;
     flat::a_remote_pod_asks_through_the_overlay: tun_overlay_conntrack;
 }
 

@@ -15,14 +15,12 @@ pub(crate) struct Known {
     cell: fn(&Cell) -> bool,
 }
 
-pub(crate) const KNOWN: &[Known] = &[
-    Known {
-        why: "a pod's request to itself is turned round at its device before a foreign program there sees it, so the program \
+pub(crate) const KNOWN: &[Known] = &[Known {
+    why: "a pod's request to itself is turned round at its device before a foreign program there sees it, so the program \
               takes the answer for a stranger's",
-        topology: |topology| matches!(topology.wiring, Wiring::ForeignTcx | Wiring::ForeignClsact),
-        cell: |cell| matches!(cell.route.client, Client::Server(_)),
-    },
-];
+    topology: |topology| matches!(topology.wiring, Wiring::ForeignTcx | Wiring::ForeignClsact),
+    cell: |cell| matches!(cell.route.client, Client::Server(_)),
+}];
 
 /// Those of this topology.
 pub(crate) fn of(topology: &Topology) -> impl Iterator<Item = &'static Known> {

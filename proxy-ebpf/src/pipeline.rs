@@ -27,7 +27,7 @@ use crate::step::fragment::{Follow, Remember};
 use crate::step::icmp::Icmp;
 use crate::step::masquerade::Masquerade;
 use crate::step::reject::Answer;
-use crate::step::resolve::{Resolve, Seen};
+use crate::step::resolve::{self, Resolve, Seen};
 use crate::step::rewrite::{Rewrite, Rewritten};
 use crate::step::sctp::Settle;
 use crate::step::service::Cidrs;
@@ -355,6 +355,7 @@ fn unread<F: Steps>(skb: *mut __sk_buff, key: &FlowKey<F>, bits: u8, why: u32) -
         && service::is_cluster_ip::<F>(&key.dst);
     let outcome = match (ours, later) {
         (false, _) => outcome,
+        _ if !resolve::entered_for_us(skb, key, found) => Outcome::LayerTwoTransit,
         (true, true) => Outcome::DropFragment,
         (true, false) => Outcome::DropTruncated,
     };

@@ -113,7 +113,7 @@ fn no_service<F: Cidrs>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, seen: 
 
 /// False for a bridged frame that is not addressed to the device or its bridge. Remembers the MAC that it carries.
 #[inline(always)]
-fn entered_for_us<F: Maps>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>) -> bool {
+pub(crate) fn entered_for_us<F: Maps>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>) -> bool {
     found.entry_mac = [0; 6];
     if key.dir == Direction::Out as u8 || skb.is_for_device() || mutant!("no-transit") {
         return true;

@@ -79,7 +79,9 @@ pub(crate) fn a_frame_in_transit_is_left_alone(wire: Wire) {
     // The same for what would be refused.
     let mut unknown = vip;
     unknown.set_port(PORT + 1);
-    node.arrives(PORT1, &transit.to(unknown)).passes(Outcome::LayerTwoTransit);
+    node.arrives(PORT1, &transit.clone().to(unknown)).passes(Outcome::LayerTwoTransit);
+    // And for a later fragment whose first one went another way.
+    node.arrives(PORT1, &transit.as_fragment(3, false)).passes(Outcome::LayerTwoTransit);
 }
 
 fn a_frame_in_transit_does_not_follow_a_flow(wire: Wire) {

@@ -93,20 +93,6 @@ pub(super) const DIFFERENCES: &[Difference] = &[
             other => other,
         },
     },
-    Difference {
-        rule: "72",
-        deliberate: false,
-        what: "of several IPv6 addresses on the device, a masquerade takes the first one, not the one nearest to the endpoint's",
-        why: "one source is written down for each device",
-        ours: |_, fate| match fate {
-            Fate::Reached { at, endpoint, as_from: SeenAs::Address(source) }
-                if endpoint.is_ipv6() && source == place("node", true) && source == preferred(endpoint) =>
-            {
-                Fate::Reached { at, endpoint, as_from: SeenAs::Address(second(true)) }
-            }
-            other => other,
-        },
-    },
 ];
 
 /// The address of the node's that the kernel prefers on the way there. Of several of IPv6 it takes the one whose network the

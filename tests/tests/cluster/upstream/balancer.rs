@@ -13,6 +13,8 @@ use crate::pods::PodSpec;
 
 /// `NodePorts` that the API server gives to nobody who does not ask for them: it takes those above 30,085 first.
 const CHOSEN: [i32; 2] = [30_077, 30_078];
+/// What another case could be given, once it is free, would go on answering.
+const LEFT: [i32; 2] = [30_075, 30_076];
 
 /// e2e 11, in the spelling that upstream gives to the address.
 #[test]
@@ -49,7 +51,15 @@ fn e2e_77_a_service_is_served_through_every_change_of_type_and_ports() {
         world.answered_from(by_here, at, servers);
     };
     served(&vips, &["pod-a"]);
-    let service = world.edit("mutable", &json!({"type": "NodePort"}));
+    let ports = |number: u16, node_ports: [i32; 2]| {
+        let both = [(Proto::Tcp, node_ports[0]), (Proto::Udp, node_ports[1])].map(|(proto, node_port)| {
+            let mut port = port(&proto.name().to_lowercase(), number, proto, 8080);
+            port["nodePort"] = json!(node_port);
+            port
+        });
+        json!(both)
+    };
+    let service = world.edit("mutable", &json!({"type": "NodePort", "ports": ports(80, LEFT)}));
     served(&world.every_node_port(&service), &["pod-a"]);
     let service = world.edit("mutable", &json!({"type": "LoadBalancer"}));
     let balancer = world.balance(&service, 77);
@@ -59,22 +69,14 @@ fn e2e_77_a_service_is_served_through_every_change_of_type_and_ports() {
     }
     world.answered_from(by_there, &balancer, &["pod-a"]);
 
-    let ports = |number: u16| {
-        let both = [(Proto::Tcp, CHOSEN[0]), (Proto::Udp, CHOSEN[1])].map(|(proto, node_port)| {
-            let mut port = port(&proto.name().to_lowercase(), number, proto, 8080);
-            port["nodePort"] = json!(node_port);
-            port
-        });
-        json!({"ports": both})
-    };
-    let service = world.edit("mutable", &ports(80));
+    let service = world.edit("mutable", &json!({"ports": ports(80, CHOSEN)}));
     let new = world.every_node_port(&service);
     for at in [&vips[..], &new, &balancer] {
         served(at, &["pod-a"]);
     }
     served(&old, &[]);
 
-    let service = world.edit("mutable", &ports(81));
+    let service = world.edit("mutable", &json!({"ports": ports(81, CHOSEN)}));
     let before = vips;
     vips = vips.map(|(proto, mut vip)| {
         vip.set_port(81);

@@ -10,13 +10,15 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
 use fairlead_lab::Namespace;
 
 use super::{ControlPlane, SERVER};
+
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Makes the API server answer at its own address in another namespace as well: kubeconfigs hold there, too. Dropping it
 /// ends that for new connections.
@@ -29,9 +31,8 @@ pub struct Passage {
 impl Passage {
     /// Listens in `from` and connects in the namespace of the control plane.
     pub fn open(from: &Namespace, plane: &ControlPlane) -> Result<Self> {
-        let listener = from
-            .run(|| TcpListener::bind(SERVER))?
-            .with_context(|| format!("cannot listen on {SERVER} in namespace {}", from.name()))?;
+        let listener =
+            from.run(listen)?.with_context(|| format!("cannot listen on {SERVER} in namespace {}", from.name()))?;
         listener.set_nonblocking(true)?;
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, to) = (Arc::clone(&stop), plane.netns.clone());
@@ -46,6 +47,20 @@ impl Drop for Passage {
         if let Some(thread) = self.thread.take() {
             // A panic of the thread has been printed.
             thread.join().ok();
+        }
+    }
+}
+
+/// The passage before this one may still be held by a process that another thread is just starting: until it executes its
+/// program, it has whatever was open.
+fn listen() -> io::Result<TcpListener> {
+    let start = Instant::now();
+    loop {
+        match TcpListener::bind(SERVER) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && start.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            result => return result,
         }
     }
 }

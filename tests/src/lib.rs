@@ -3,6 +3,7 @@
 pub mod cni;
 pub mod conformance;
 pub mod controlplane;
+pub mod counters;
 pub mod deploy;
 pub mod equivalence;
 pub mod foreign;

@@ -3,9 +3,9 @@
 //! The client's pair says that it is due; the exchange itself is a pair of its own, made by the first packet that really
 //! leaves. What netfilter has masqueraded already has another source by then, is in no pair, and is left alone.
 
+use proxy_common::Outcome;
 use proxy_common::abi::{Config, Direction, Flow, FlowKey, Role};
 use proxy_common::algo::hash;
-use proxy_common::{Family, Outcome};
 
 use super::attempt::{reply_entry, store_owner};
 use super::reserve::{self, Reservation};
@@ -63,18 +63,11 @@ fn prepare<F: Source>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>) -> Outco
 
 /// The node's address on this device that is nearest to the endpoint.
 #[inline(always)]
-fn source_towards<F: Source>(skb: &Skb, endpoint: &<F as Family>::Addr) -> Option<<F as Family>::Addr> {
+fn source_towards<F: Source>(skb: &Skb, endpoint: &F::Addr) -> Option<F::Addr> {
     let mut fib = Fib::new::<F>(LOOPBACK, &F::UNSPECIFIED, endpoint);
+    // Where a mark or a source leads the packet another way than its address alone, the answer is not about this device.
     let result = skb.route(&mut fib, route::source_wanted());
-    // Another way than the packet's is the route of a mark or of a source: it says nothing of this device.
-    let here = fib.ifindex == skb.ifindex() || device_is_port_of(skb, fib.ifindex);
-    route::node_source::<F>(skb.ifindex(), &fib, if here { result } else { Fib::NOT_FORWARDED })
-}
-
-/// The way to an endpoint on a bridge is the bridge, and its packets leave by a port.
-#[inline(always)]
-fn device_is_port_of(skb: &Skb, bridge: u32) -> bool {
-    maps::device(skb.ifindex()).is_some_and(|device| device.master != 0 && device.master == bridge)
+    route::node_source::<F>(skb.ifindex(), &fib, result)
 }
 
 /// A client on the endpoint's own bridge gets the reply as it sent the request: by MAC, not through the router.

@@ -3,7 +3,7 @@
 
 use proxy_common::Outcome;
 use proxy_common::abi::{Config, Device, Direction, Flow, FlowKey, Role};
-use proxy_common::{Family, V4, V6};
+use proxy_common::{V4, V6};
 
 use super::choose::spare_port;
 use crate::config;
@@ -50,16 +50,30 @@ pub(crate) fn source_wanted() -> u32 {
     if config::get().is_some_and(|c| c.flags & Config::FIB_SOURCE != 0) { Fib::SOURCE } else { 0 }
 }
 
-/// The node's address on a device towards an address: what the kernel says, else the one that the agent found first.
+/// The node's address on a device towards where the kernel was asked for the way: what it says, if the way is by that
+/// device or the bridge of which it is a port; else the one that the agent found first.
 #[inline(always)]
-pub(crate) fn node_source<F: Source>(ifindex: u32, fib: &Fib, result: i64) -> Option<<F as Family>::Addr> {
-    let asked = matches!(result, Fib::SUCCESS | Fib::NO_NEIGHBOUR | Fib::TOO_LONG);
-    // Before 6.7 the kernel leaves the source as it was asked: unspecified.
-    let mut source = if asked && !mutant!("rule-72-nearest") { fib.source::<F>() } else { F::UNSPECIFIED };
+pub(crate) fn node_source<F: Source>(ifindex: u32, fib: &Fib, result: i64) -> Option<F::Addr> {
+    let mut source = F::UNSPECIFIED;
+    if leads_on(result) && (fib.ifindex == ifindex || is_port_of(ifindex, fib.ifindex)) && !mutant!("rule-72-nearest") {
+        // Before 6.7 the kernel leaves the source as it was asked: unspecified.
+        source = fib.source::<F>();
+    }
     if source == F::UNSPECIFIED {
         source = F::source(maps::device(ifindex)?);
     }
     (source != F::UNSPECIFIED).then_some(source)
+}
+
+/// True if the kernel would forward the packet.
+#[inline(always)]
+const fn leads_on(result: i64) -> bool {
+    matches!(result, Fib::SUCCESS | Fib::NO_NEIGHBOUR | Fib::TOO_LONG)
+}
+
+#[inline(always)]
+fn is_port_of(ifindex: u32, bridge: u32) -> bool {
+    maps::device(ifindex).is_some_and(|device| device.master != 0 && device.master == bridge)
 }
 
 /// The endpoint is the client: full translation here, and back out of the device it came from. The source becomes the
@@ -99,16 +113,11 @@ fn from_node<F: Source>(
     result: i64,
 ) -> Result<(), Outcome> {
     match result {
-        Fib::SUCCESS | Fib::NO_NEIGHBOUR | Fib::TOO_LONG => {}
+        _ if leads_on(result) => {}
         Fib::NOT_FORWARDED if !mutant!("rule-74-node") => return to_node(skb, key, found),
         _ => return Err(Outcome::DropNoRoute),
     }
-    // Before 6.7 the kernel leaves the source as it was asked: unspecified.
-    let mut source = fib.source::<F>();
-    if source == F::UNSPECIFIED {
-        source = maps::device(fib.ifindex).map_or(F::UNSPECIFIED, F::source);
-    }
-    if source != F::UNSPECIFIED {
+    if let Some(source) = node_source::<F>(fib.ifindex, fib, result) {
         found.src = source;
     }
     // Both entries are stored: the reply alone does not tell by which device the request left.

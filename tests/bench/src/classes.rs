@@ -8,12 +8,12 @@ use fairlead_lab::{
     frame,
     packet::{ACK, Mac, Packet, SYN},
 };
+use fairlead_tests::counters::Counters;
 use proxy_agent::dataplane::pin::PinRoot;
 use proxy_common::{Outcome, abi::tc_index};
 use serde::Serialize;
 
 use crate::{
-    counters::Counters,
     harness::{Harness, Hook, Shot, Vary},
     services::{self, ENDPOINTS, NODE_PORT, PORT, Plan, TARGET},
     stats,

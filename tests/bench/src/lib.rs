@@ -8,7 +8,6 @@
 //! `docs/benchmarks.md` explains the method.
 
 pub mod classes;
-pub mod counters;
 pub mod exchange;
 pub mod harness;
 pub mod masquerade;

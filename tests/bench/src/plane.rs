@@ -12,6 +12,7 @@ use aya::{
     },
 };
 use fairlead_lab::{Namespace, agent::mount_bpf_fs};
+use fairlead_tests::counters::Counters;
 use proxy_agent::{
     config::Sizes,
     dataplane::{
@@ -29,10 +30,7 @@ use proxy_common::{
     abi::{Config, Device, Role, program as slot, sizes},
 };
 
-use crate::{
-    counters::Counters,
-    services::{self, Plan},
-};
+use crate::services::{self, Plan};
 
 /// The defaults of `fairlead run`.
 pub const SIZES: Sizes = Sizes {

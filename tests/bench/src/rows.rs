@@ -7,12 +7,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use fairlead_tests::counters::Counters;
 use proxy_common::Outcome;
 use serde::Serialize;
 
 use crate::{
     classes::LASTING,
-    counters::Counters,
     path::Path,
     plane::Plane,
     sender::{Sender, Slice},

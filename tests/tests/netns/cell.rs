@@ -12,13 +12,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use aya::maps::{Map, MapData, PerCpuArray};
 use fairlead_lab::{
     Agent, AgentOptions, Answer, Ask, Attempt, Capture, Flat, Lab, LabConfig, Manifests, Namespace, Netfilter, Proto,
     Server, ServiceSpec, Shape, capture, manifest::EndpointSpec, server::wait_until, topology::UPLINK,
 };
-use proxy_agent::dataplane::pin::PinRoot;
-use proxy_common::Outcome;
+use fairlead_tests::counters::{self, Outcomes};
 
 /// Every pod, and the external host's remote pods, answer here.
 pub(crate) use fairlead_tests::nodes::TARGET;
@@ -238,16 +236,13 @@ impl Cluster {
         }
     }
 
-    /// How many packets ended in each way so far. Empty where the map cannot be read: it explains failures, no more.
-    pub(crate) fn outcomes(&self) -> Vec<u64> {
-        outcomes(&self.lab)
+    /// How many packets ended in each way so far; for messages, nothing where it cannot be read.
+    pub(crate) fn outcomes(&self) -> Outcomes {
+        counters::of(&self.lab)
     }
 
-    pub(crate) fn outcomes_since(&self, before: &[u64]) -> String {
-        let counts =
-            Outcome::ALL.iter().zip(self.outcomes()).zip(before).map(|((name, now), before)| (name, now - before));
-        let seen = counts.filter(|(_, count)| *count > 0).map(|(outcome, count)| format!("{count} {}", outcome.name()));
-        seen.collect::<Vec<_>>().join(", ")
+    pub(crate) fn outcomes_since(&self, before: &Outcomes) -> String {
+        counters::told_since(before, &self.lab)
     }
 
     /// The last lines of the agent's log.
@@ -267,15 +262,6 @@ impl Cluster {
         ensure!(leaked.is_empty(), "a Service address left the node by its uplink:\n{}", capture::show(&leaked));
         Ok(result)
     }
-}
-
-/// How many packets ended in each way so far at a node.
-pub(crate) fn outcomes(lab: &Lab) -> Vec<u64> {
-    let path = PinRoot::new(lab.pin_path()).map(|pins| pins.map("STATS"));
-    let map = path.ok().and_then(|path| MapData::from_pin(path).ok()).map(Map::PerCpuArray);
-    let stats: Option<PerCpuArray<_, u64>> = map.and_then(|map| map.try_into().ok());
-    let sum = |index| Some(stats.as_ref()?.get(&index, 0).ok()?.iter().sum());
-    Outcome::ALL.iter().map_while(|outcome| sum(*outcome as u32)).collect()
 }
 
 fn is_service_ip(ip: IpAddr) -> bool {

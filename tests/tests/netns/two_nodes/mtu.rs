@@ -5,13 +5,13 @@ use fairlead_lab::{
     Lab, Proto, ServiceSpec, Shape,
     topology::{BRIDGE, UPLINK},
 };
+use fairlead_tests::counters;
 use proxy_common::Outcome;
 
 use super::{
     pair::{Pair, Shared, spec},
     rules::{Address, Client, Endpoint, Node, hole},
 };
-use crate::cell::outcomes;
 
 /// Bytes of a transfer.
 const TRANSFER: usize = 1 << 18;
@@ -48,8 +48,7 @@ fn arrives(pair: &Pair, way: (Client, Address, Endpoint), v6: bool, proto: Proto
 
 /// Errors that a node has translated.
 fn told(lab: &Lab) -> u64 {
-    let counts = Outcome::ALL.iter().zip(outcomes(lab));
-    counts.filter(|(outcome, _)| **outcome == Outcome::IcmpError).map(|(_, count)| count).sum()
+    counters::of(lab).get(&Outcome::IcmpError).copied().unwrap_or(0)
 }
 
 /// Transfers by each way while something is narrow. Each time somebody has to be told, by a node that translates; but an

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Map, MapData, PerCpuArray};
+use fairlead_lab::Lab;
 use proxy_agent::dataplane::pin::PinRoot;
 use proxy_common::{CODES, Outcome};
 
@@ -38,6 +39,19 @@ impl Counters {
         now.retain(|_, count| *count != 0);
         Ok(now)
     }
+}
+
+/// What a lab's node has counted so far. Nothing where it cannot be read: it explains failures, no more.
+pub fn of(lab: &Lab) -> Outcomes {
+    let counters = PinRoot::new(lab.pin_path()).map_err(anyhow::Error::from).and_then(|pins| Counters::open(&pins));
+    counters.and_then(|counters| counters.read()).unwrap_or_default()
+}
+
+/// The same since `before`, in words: `1 drop_no_route, 3 request`.
+pub fn told_since(before: &Outcomes, lab: &Lab) -> String {
+    let counts = of(lab).into_iter().map(|(outcome, now)| (outcome, now - before.get(&outcome).copied().unwrap_or(0)));
+    let seen = counts.filter(|(_, count)| *count > 0).map(|(outcome, count)| format!("{count} {}", outcome.name()));
+    seen.collect::<Vec<_>>().join(", ")
 }
 
 impl fmt::Debug for Counters {

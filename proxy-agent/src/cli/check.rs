@@ -97,8 +97,10 @@ fn kernel(report: &mut Report) {
     report.add(Weight::Ok, ipv6);
 }
 
-/// Capability numbers of `include/uapi/linux/capability.h`.
-const CAPABILITIES: [(u32, &str); 3] = [(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN"), (39, "CAP_BPF")];
+/// What `run` needs, by the numbers of `include/uapi/linux/capability.h`.
+const CAPABILITIES: [(u32, &str); 3] = [(12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
+/// Does for the last two.
+const CAP_SYS_ADMIN: u32 = 21;
 
 fn rights(report: &mut Report) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -114,7 +116,9 @@ fn rights(report: &mut Report) -> bool {
 fn missing_capabilities(status: &str) -> Vec<&'static str> {
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
-    CAPABILITIES.into_iter().filter(|(bit, _)| effective & 1 << bit == 0).map(|(_, name)| name).collect()
+    let has = |bit: u32| effective & 1 << bit != 0;
+    let missing = |bit: u32| !has(bit) && !(bit > CAP_SYS_ADMIN && has(CAP_SYS_ADMIN));
+    CAPABILITIES.into_iter().filter(|(bit, _)| missing(*bit)).map(|(_, name)| name).collect()
 }
 
 fn programs(report: &mut Report) {
@@ -259,7 +263,9 @@ mod tests {
     #[test]
     fn missing_rights_are_named() {
         assert_eq!(missing_capabilities("Name:\tx\nCapEff:\t000001ffffffffff\n"), [""; 0]);
-        assert_eq!(missing_capabilities("CapEff:\t0000000000001000\n"), ["CAP_SYS_ADMIN", "CAP_BPF"]);
+        assert_eq!(missing_capabilities("CapEff:\t0000000000001000\n"), ["CAP_PERFMON", "CAP_BPF"]);
+        assert_eq!(missing_capabilities("CapEff:\t000000c000001000\n"), [""; 0], "those of the pod");
+        assert_eq!(missing_capabilities("CapEff:\t0000000000200000\n"), ["CAP_NET_ADMIN"]);
         assert_eq!(missing_capabilities("").len(), 3);
     }
 

@@ -79,7 +79,11 @@ impl Row for DeviceRow {
 
 /// A program as one word: ours in brackets.
 fn short(program: &Standing) -> String {
-    let name = if program.name.is_empty() { "unnamed" } else { &program.name };
+    let name = match program.name.as_deref() {
+        Some("") => "unnamed",
+        Some(name) => name,
+        None => "?",
+    };
     let name = if program.own { format!("[{name}]") } else { name.to_owned() };
     match program.by {
         By::Tcx { link } => format!("{name}#{}/link{link}", program.id),

@@ -58,11 +58,7 @@ pub struct PinLock {
 }
 
 fn hint(error: &io::Error) -> &'static str {
-    if error.kind() == io::ErrorKind::PermissionDenied {
-        "; run as root (CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN)"
-    } else {
-        ""
-    }
+    if error.kind() == io::ErrorKind::PermissionDenied { "; run as root" } else { "" }
 }
 
 fn io(op: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PinError + use<> {

@@ -1,6 +1,5 @@
 //! What this kernel can do, found by trying, not by its version: distributions carry features back.
 
-use aya::programs::{SchedClassifier, TcAttachType};
 use proxy_common::abi::Config as Settings;
 
 use super::sys::{self, Insn};
@@ -25,10 +24,9 @@ impl Features {
 
 /// Tries everything. Needs the rights to load programs.
 pub fn features() -> std::io::Result<Features> {
-    Ok(Features {
-        tcx: SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok(),
-        fib_source: fib_lookup_source()?,
-    })
+    // lo, which every network namespace has.
+    const LOOPBACK: u32 = 1;
+    Ok(Features { tcx: sys::tcx_programs(LOOPBACK, false)?.is_some(), fib_source: fib_lookup_source()? })
 }
 
 /// True if the node has IPv6 at all (rule 97).

@@ -188,19 +188,9 @@ pub fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
     bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr).map(drop)
 }
 
-/// The tag of a loaded program: equal for equal instructions.
-pub fn program_tag(id: u32) -> io::Result<u64> {
-    Ok(u64::from_be_bytes(program_info(id)?.tag))
-}
-
-/// The name of a loaded program, as far as the kernel keeps it.
+/// The name of a loaded program, as far as the kernel keeps it. Opening a program by its id takes CAP_SYS_ADMIN, which root on
+/// the node has, and the agent in its pod has not.
 pub fn program_name(id: u32) -> io::Result<String> {
-    let name = program_info(id)?.name.map(|byte| byte as u8);
-    let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
-    Ok(String::from_utf8_lossy(&name[..end]).into_owned())
-}
-
-fn program_info(id: u32) -> io::Result<bpf_prog_info> {
     let mut attr = zeroed_attr();
     attr.__bindgen_anon_6.__bindgen_anon_1.prog_id = id;
     let fd = bpf(bpf_cmd::BPF_PROG_GET_FD_BY_ID, &mut attr)?;
@@ -213,14 +203,16 @@ fn program_info(id: u32) -> io::Result<bpf_prog_info> {
     attr.info.info_len = size_of::<bpf_prog_info>() as u32;
     attr.info.info = &mut info as *mut bpf_prog_info as u64;
     bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
-    Ok(info)
+    let name = info.name.map(|byte| byte as u8);
+    let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+    Ok(String::from_utf8_lossy(&name[..end]).into_owned())
 }
 
 /// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS` of `enum bpf_attach_type`.
 const TCX_ATTACH: [u32; 2] = [46, 47];
 
-/// Program and link of everything that tcx runs at a hook of a device, in this order. Nothing on a kernel without tcx.
-pub fn tcx_programs(ifindex: u32, egress: bool) -> io::Result<Vec<(u32, u32)>> {
+/// Ids of program and link of everything that tcx runs at a hook of a device, in this order; none on a kernel without tcx.
+pub fn tcx_programs(ifindex: u32, egress: bool) -> io::Result<Option<Vec<(u32, u32)>>> {
     // `BPF_MPROG_MAX`.
     const MOST: usize = 64;
     let (mut programs, mut links) = ([0u32; MOST], [0u32; MOST]);
@@ -234,12 +226,12 @@ pub fn tcx_programs(ifindex: u32, egress: bool) -> io::Result<Vec<(u32, u32)>> {
     query.__bindgen_anon_2.count = MOST as u32;
     match bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr) {
         Ok(_) => {}
-        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => return Ok(Vec::new()),
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => return Ok(None),
         Err(e) => return Err(e),
     }
     // SAFETY: the kernel wrote the number of programs there.
     let count = unsafe { attr.query.__bindgen_anon_2.count } as usize;
-    Ok(programs.into_iter().zip(links).take(count).collect())
+    Ok(Some(programs.into_iter().zip(links).take(count).collect()))
 }
 
 fn create_map(kind: bpf_map_type, value_size: u32, entries: u32, inner: Option<&OwnedFd>) -> io::Result<OwnedFd> {

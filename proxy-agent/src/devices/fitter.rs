@@ -338,11 +338,13 @@ impl Fitter {
                 match hook {
                     Hook::Ingress => tracing::warn!(
                         device, hook = hook.name(), programs = ?shown,
-                        "conflict: foreign programs stand before Fairlead's; what they redirect or take never comes to it"
+                        "conflict: foreign programs stand before Fairlead's; what they redirect or take never comes to it; \
+                         `fairlead devices -o wide`, run by root on the node, names them"
                     ),
                     Hook::Egress => tracing::warn!(
                         device, hook = hook.name(), programs = ?shown,
-                        "conflict: foreign programs stand behind Fairlead's; they see its packets on one side only"
+                        "conflict: foreign programs stand behind Fairlead's; they see its packets on one side only; \
+                         `fairlead devices -o wide`, run by root on the node, names them"
                     ),
                 }
             }

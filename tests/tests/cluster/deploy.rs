@@ -5,13 +5,14 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
     process::Child,
     time::Duration,
 };
 
 use fairlead_lab::{
-    Ask, Lab, LabConfig, Netfilter, Proto, Server, Shape,
+    Ask, Lab, LabConfig, Load, LoadPlan, Netfilter, Proto, Server, Shape,
     agent::{READY_LINE, find_binary, mount_bpf_fs},
     http, janitor,
     manifest::NODE_NAME,
@@ -21,7 +22,7 @@ use fairlead_lab::{
 use fairlead_tests::{
     controlplane::{Api, ControlPlane, SERVER},
     deploy::{self, Account, Kubelet},
-    image,
+    foreign, image,
 };
 use k8s_openapi::api::{
     authentication::v1::TokenRequest,
@@ -36,6 +37,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use proxy_agent::dataplane::{load::OBJECT, sys};
 use serde_json::{Value, json};
 
 use crate::{
@@ -138,12 +140,48 @@ impl Cluster {
         self.child = Some(janitor::spawn(&mut command).unwrap());
     }
 
+    /// Ends the agent as the kubelet does.
+    fn stop(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        janitor::release(child.id());
+        kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).ok();
+        if !wait_until(Duration::from_secs(5), || !matches!(child.try_wait(), Ok(None))) {
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+
     fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     fn wait(&self, what: &str, done: impl FnMut() -> bool) {
         assert!(wait_until(PATIENCE, done), "{what}: not within {PATIENCE:?}; the log:\n{}", self.log());
+    }
+
+    /// Puts somebody's program before all others at ingress of the client's device: its id, and what holds it there.
+    fn in_front(&self) -> (u32, OwnedFd) {
+        let program = foreign::load(&[foreign::mov(0, -1), foreign::EXIT]).unwrap();
+        let ifindex = self.client_device();
+        let link = self.lab.node.ns.run(|| sys::attach_tcx(program.as_fd(), ifindex, false)).unwrap().unwrap();
+        let id = sys::tcx_link(link.as_fd()).unwrap().unwrap().program_id;
+        (id, link)
+    }
+
+    fn client_device(&self) -> u32 {
+        let device = &*self.lab.client.node_device;
+        self.lab.node.ns.run(|| nix::net::if_::if_nametoindex(device)).unwrap().unwrap()
+    }
+
+    /// The tag of the program that runs first at ingress of the client's device.
+    fn stub(&self) -> String {
+        let node = &self.lab.node.ns;
+        let ifindex = self.client_device();
+        let at_ingress = node.run(|| sys::tcx_programs(ifindex, false)).unwrap().unwrap();
+        let id = at_ingress.unwrap()[0].0;
+        let program = node.output("bpftool", &["-j", "prog", "show", "id", &id.to_string()]).unwrap();
+        let program: Value = serde_json::from_str(&program).unwrap();
+        program["tag"].as_str().unwrap().to_owned()
     }
 
     fn events(&self, reason: &'static str) -> Vec<Event> {
@@ -158,14 +196,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            janitor::release(child.id());
-            kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).ok();
-            if !wait_until(Duration::from_secs(5), || !matches!(child.try_wait(), Ok(None))) {
-                child.kill().ok();
-                child.wait().ok();
-            }
-        }
+        self.stop();
         let mut cleanup = self.lab.node.ns.command(find_binary().unwrap());
         if let Err(error) = netns::run(cleanup.arg("cleanup").arg("--pin-path").arg(self.kubelet.bpf.join("fairlead")))
         {
@@ -304,6 +335,73 @@ fn the_base_serves_with_its_own_account_and_needs_every_right_that_it_has() {
 #[test]
 fn the_kubeadm_overlay_serves_with_kube_proxys_kubeconfig() {
     serves_with_its_own_rights("overlays/kubeadm");
+}
+
+/// An object like the agent's own whose stubs have other instructions: one that says the same in 64 bits instead of 32.
+fn with_other_stubs() -> Vec<u8> {
+    /// `call bpf_tail_call`, `w0 = TCX_NEXT`, `exit`.
+    const END: [u8; 24] =
+        [0x85, 0, 0, 0, 12, 0, 0, 0, 0xb4, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x95, 0, 0, 0, 0, 0, 0, 0];
+    const MOV64: u8 = 0xb7;
+    let mut object = OBJECT.to_vec();
+    let ends: Vec<_> = (0..object.len()).step_by(8).filter(|at| object[*at..].starts_with(&END)).collect();
+    assert!(ends.len() >= 2, "the stubs of this build end otherwise");
+    ends.into_iter().for_each(|at| object[at + 8] = MOV64);
+    object
+}
+
+/// A pod that is exchanged finds its predecessor's links with the capabilities of a pod, which are not root's.
+#[test]
+fn a_pod_takes_over_what_the_one_before_it_attached_and_nothing_is_lost() {
+    const OBJECT_FILE: &str = "other-build.o";
+    let _turn = Turn::beside();
+    let mut cluster = Cluster::new("base");
+    let vips = Vips::of(&cluster.api.create(&objects::service("web")).unwrap());
+    for v6 in [false, true] {
+        cluster.api.create(&objects::slice("web", v6, &[cluster.lab.pods[0].ip(v6)])).unwrap();
+    }
+    cluster.start();
+    cluster.wait("the first sync", || cluster.log().contains(READY_LINE));
+    let ask = Ask::new(Proto::Tcp, vips.v4).timeout(Duration::from_millis(200));
+    let answered = || ask.once(&cluster.lab.client.ns).unwrap().outcome.answer().is_some();
+    assert!(wait_until(SOON, answered), "{} is not answered; the log:\n{}", vips.v4, cluster.log());
+
+    let plan = |fresh, to| {
+        let (workers, pause) = (1, Duration::from_millis(1));
+        LoadPlan { fresh, workers, pause, ..LoadPlan::new(Proto::Tcp, to) }
+    };
+    let loads = [plan(false, vips.v4), plan(false, vips.v6), plan(true, vips.v4)];
+    let loads = loads.map(|plan| Load::start(&cluster.lab.client.ns, plan).unwrap());
+    // The folder that stands for /run/fairlead.
+    fs::write(cluster.kubelet.dir.join("-run-fairlead").join(OBJECT_FILE), with_other_stubs()).unwrap();
+    let own = cluster.pod.containers[0].args.clone().unwrap();
+    let other = [own.clone(), vec![format!("--ebpf-object=/run/fairlead/{OBJECT_FILE}")]].concat();
+    let stub = cluster.stub();
+    let (mut stubs, mut neighbour) = (Vec::new(), None);
+    for args in [&own, &other, &other, &own] {
+        cluster.stop();
+        if stubs.len() == 3 {
+            neighbour = Some(cluster.in_front());
+        }
+        cluster.pod.containers[0].args = Some(args.clone());
+        cluster.start();
+        cluster.wait("the first sync", || cluster.log().contains(READY_LINE));
+        assert!(loads.iter().all(Load::turn_over), "a request hangs; the log:\n{}", cluster.log());
+        let log = cluster.log();
+        let complaints = || log.lines().filter(|line| line.contains("WARN") || line.contains("ERROR"));
+        let complaints: Vec<_> = complaints().filter(|line| !line.contains("loading another eBPF object")).collect();
+        assert!(complaints.is_empty(), "{complaints:#?}\n{log}");
+        stubs.push(cluster.stub());
+    }
+    for load in loads {
+        let report = load.stop();
+        assert!(report.failures().is_empty(), "{report}");
+    }
+    let (id, _link) = neighbour.unwrap();
+    let told = format!("[\"program {id}, tcx link");
+    assert!(cluster.log().contains(&told), "{told} is not said to be behind ours now:\n{}", cluster.log());
+    let [same, other, again, back] = &stubs[..] else { panic!("{stubs:?}") };
+    assert!(*same == stub && *other != stub && again == other && *back == stub, "whose stubs are attached: {stubs:?}");
 }
 
 /// The base without its value: nobody serves the ClusterIP of the API yet, so the agent cannot begin, and says what to do.

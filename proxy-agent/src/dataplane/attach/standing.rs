@@ -64,8 +64,10 @@ impl Filters {
 /// A program at a hook.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Standing {
-    /// Its name, or the kind of a filter that is no program.
-    pub name: String,
+    /// Its name, or the kind of a filter that is no program. Who may not open programs by their id does not know that of
+    /// one attached by tcx.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// Its id, as `bpftool prog` shows it; 0 if it is none.
     pub id: u32,
     /// Ours.
@@ -95,13 +97,17 @@ pub enum By {
 
 impl fmt::Display for Standing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = if self.name.is_empty() { "unnamed" } else { &self.name };
+        let open = match self.name.as_deref() {
+            Some("") => "unnamed (program ",
+            Some(name) => &format!("{name} (program "),
+            None => "program ",
+        };
+        let close = if self.name.is_some() { ")" } else { "" };
+        write!(f, "{open}{}", self.id)?;
         match self.by {
-            By::Tcx { link: 0 } => write!(f, "{name} (program {}, tcx)", self.id),
-            By::Tcx { link } => write!(f, "{name} (program {}, tcx link {link})", self.id),
-            By::Clsact { priority, handle } => {
-                write!(f, "{name} (program {}, clsact priority {priority} handle {handle:#x})", self.id)
-            }
+            By::Tcx { link: 0 } => write!(f, ", tcx{close}"),
+            By::Tcx { link } => write!(f, ", tcx link {link}{close}"),
+            By::Clsact { priority, handle } => write!(f, ", clsact priority {priority} handle {handle:#x}{close}"),
         }
     }
 }
@@ -109,14 +115,13 @@ impl fmt::Display for Standing {
 /// Everything at a hook of a device. Of those of tcx, `own_program` is ours.
 pub fn at(ifindex: u32, hook: Hook, own_program: Option<u32>, filters: &Filters) -> io::Result<Vec<Standing>> {
     let mut standing = Vec::new();
-    for (id, link) in sys::tcx_programs(ifindex, hook == Hook::Egress)? {
+    for (id, link) in sys::tcx_programs(ifindex, hook == Hook::Egress)?.into_iter().flatten() {
         let own = own_program == Some(id);
-        // One that has gone since is nobody's.
-        let name = if own { hook.stub().to_owned() } else { sys::program_name(id).unwrap_or_default() };
+        let name = if own { Some(hook.stub().to_owned()) } else { sys::program_name(id).ok() };
         standing.push(Standing { name, id, own, by: By::Tcx { link } });
     }
     standing.extend(filters.at(hook).iter().map(|filter| Standing {
-        name: filter.name.clone(),
+        name: Some(filter.name.clone()),
         id: filter.program,
         own: filter.is_own(),
         by: By::Clsact { priority: filter.priority, handle: filter.handle },
@@ -138,14 +143,18 @@ mod tests {
     use super::*;
 
     fn list(own: &str, names: &[&str]) -> Vec<Standing> {
-        let standing =
-            |name: &&str| Standing { name: (*name).to_owned(), id: 7, own: *name == own, by: By::Tcx { link: 0 } };
+        let standing = |name: &&str| Standing {
+            name: Some((*name).to_owned()),
+            id: 7,
+            own: *name == own,
+            by: By::Tcx { link: 0 },
+        };
         names.iter().map(standing).collect()
     }
 
     #[test]
     fn programs_on_the_wrong_side_are_found() {
-        let names = |list: &[Standing]| list.iter().map(|p| p.name.clone()).collect::<Vec<_>>();
+        let names = |list: &[Standing]| list.iter().filter_map(|p| p.name.clone()).collect::<Vec<_>>();
         let all = list("ours", &["other", "ours", "third"]);
         assert_eq!(names(misplaced(&all, Hook::Ingress)), ["other"]);
         assert_eq!(names(misplaced(&all, Hook::Egress)), ["third"]);
@@ -158,6 +167,9 @@ mod tests {
     fn a_program_is_told_by_name_id_and_place() {
         let [mut one] = <[_; 1]>::try_from(list("", &["policy"])).unwrap();
         assert_eq!(one.to_string(), "policy (program 7, tcx)");
+        one.name = None;
+        assert_eq!(one.to_string(), "program 7, tcx");
+        one.name = Some("policy".to_owned());
         one.by = By::Clsact { priority: 77, handle: 1 };
         assert_eq!(one.to_string(), "policy (program 7, clsact priority 77 handle 0x1)");
         let json = serde_json::to_value(&one).unwrap();

@@ -6,6 +6,8 @@ use anyhow::Result;
 use fairlead_lab::{LabConfig, Netfilter, Shape};
 use fairlead_tests::nodes::Nodes;
 
+use crate::tracked;
+
 mod filter;
 mod foreign;
 mod overlay;
@@ -118,6 +120,9 @@ impl Topology {
     /// Builds the nodes, with servers in place.
     pub(crate) fn build(&self) -> Result<(Parts, Nodes)> {
         let mut nodes = Nodes::new(self.config())?;
+        if self.filter != Filter::None {
+            nodes.labs.iter().try_for_each(|lab| tracked::remember(&lab.node.ns))?;
+        }
         let mut parts = Parts::new();
         match self.wiring {
             Wiring::Routed | Wiring::Bridge | Wiring::BridgeNf => {}

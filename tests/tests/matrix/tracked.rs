@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Result;
 use fairlead_lab::{
-    Proto,
+    Namespace, Proto,
     conntrack::{self, Entry},
 };
 use fairlead_tests::{equivalence, nodes::Nodes};
@@ -17,6 +17,13 @@ pub(crate) type Tracked = std::collections::BTreeSet<String>;
 
 /// How long connections may take to end everywhere.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Entries stay until they are compared, however slow the machine is: that of a datagram goes after 30 s by default, that of
+/// a connection that was reset after 10 s.
+pub(crate) fn remember(node: &Namespace) -> Result<()> {
+    let kinds = ["udp_timeout", "udp_timeout_stream", "tcp_timeout_close", "tcp_timeout_time_wait"];
+    kinds.into_iter().try_for_each(|kind| node.sysctl(&format!("net.netfilter.nf_conntrack_{kind}"), "3600"))
+}
 
 /// All of a node's entries.
 pub(crate) struct List(Vec<Entry>);

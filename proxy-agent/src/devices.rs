@@ -7,6 +7,7 @@ pub mod desired;
 mod fitter;
 pub mod inventory;
 pub mod netlink;
+mod places;
 pub mod replies;
 pub mod role;
 pub mod rules;
@@ -31,6 +32,7 @@ use desired::{Wishes, desired};
 use fitter::{Fitter, Goal, Goals};
 use inventory::Inventory;
 use netlink::{Changes, NetlinkError, Notice};
+use places::{Places, Questions};
 use replies::Rule;
 use rules::Changed;
 use told::ToldFile;
@@ -135,7 +137,9 @@ impl Devices {
         let mut inventory = Inventory::default();
         inventory.replace(netlink::read_all(&handle).await?);
         let goals = Arc::new(Goals::new(Goal::of(&inventory, &wishes)));
-        let fitter = Fitter::new(attacher, DeviceMap::open(pins)?, ToldFile::of(pins), Arc::clone(&goals), told);
+        let places = Places::new(Questions { handle: handle.clone(), runtime: tokio::runtime::Handle::current() });
+        let (map, file) = (DeviceMap::open(pins)?, ToldFile::of(pins));
+        let fitter = Fitter::new(attacher, map, file, Arc::clone(&goals), told, places);
         Ok((Self { changes, handle, inventory, wishes, goals, fitter, addresses, census }, receiver))
     }
 

@@ -207,8 +207,8 @@ impl Attacher {
     }
 
     /// Puts ours back into its place among the programs of tcx. No program may stand at a hook twice, so a link with nothing
-    /// of ours is put there first, and then ours changes from the old link into it: between two system calls, in which a
-    /// packet meets both.
+    /// of ours is put there first, which gets a copy of ours before the old link loses it: for some 10 µs a packet meets both.
+    /// What fails until then leaves the old link as it is; after an error [`Self::attach`] makes good what is left.
     pub fn put_in_place(&mut self, target: Target<'_>, hook: Hook) -> Result<(), AttachError> {
         let Target { ifindex, name, flat, .. } = target;
         let pin = self.links.path(ifindex, hook);
@@ -220,9 +220,9 @@ impl Attacher {
             let nothing = sys::load_classifier(&NEXT)?;
             let stub = stub.fd()?.as_fd();
             sys::update_link(new.as_fd(), stub)?;
+            let moved = links::Moved::pin(&new, &pin)?;
             sys::update_link(old.as_fd(), nothing.as_fd())?;
-            std::fs::remove_file(&pin)?;
-            Ok(sys::pin(&new, &pin)?)
+            Ok(moved.finish()?)
         });
         moved.map_err(|source: Cause| AttachError::new("move", hook, name, ifindex, source))
     }

@@ -393,6 +393,18 @@ pub fn netns_inode() -> io::Result<u64> {
     Ok(File::open("/proc/self/ns/net")?.metadata()?.ino())
 }
 
+/// The name of a device of this thread's network namespace; none without such a device.
+pub fn device_name(ifindex: u32) -> Option<String> {
+    let mut name = [0u8; libc::IF_NAMESIZE];
+    // SAFETY: a live buffer of the length that the call may fill.
+    let found = unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr().cast()) };
+    if found.is_null() {
+        return None;
+    }
+    let name = CStr::from_bytes_until_nul(&name).ok()?;
+    Some(name.to_string_lossy().into_owned())
+}
+
 /// Bytes of a page.
 pub fn page_size() -> u64 {
     sysconf(libc::_SC_PAGESIZE)

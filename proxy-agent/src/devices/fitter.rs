@@ -6,25 +6,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aya::maps::MapError;
 use tokio::sync::{oneshot, watch};
 
 use super::desired::{Desired, Served, Step, Wishes, desired, steps};
 use super::inventory::Inventory;
+use super::places::Places;
 use super::replies::Rule;
 use super::told::{self, Told, ToldFile};
 use super::{Census, DeviceMap, DevicesError, NodeAddresses, select};
-use crate::dataplane::attach::standing::{By, Standing, misplaced};
-use crate::dataplane::attach::{AttachError, Attacher, Hook, Target};
+use crate::dataplane::attach::{AttachError, Attacher, Target};
 
 /// What could not be attached is tried again this often.
 const RETRY: Duration = Duration::from_secs(1);
-/// The kernel does not tell that somebody has attached a program of tcx: it is looked for this often.
+/// The kernel does not tell what others do at the hooks: it is looked for this often.
 const LOOK: Duration = Duration::from_secs(5);
-/// Ours is put back into its place so often on a device: whoever insists as well is reported, and left there.
-const MOST_MOVES: u8 = 3;
 
 /// What should be, and which devices there are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -114,10 +112,15 @@ pub(super) struct Fitter {
     /// What is.
     now: Desired,
     census: watch::Sender<Census>,
-    /// Foreign programs on the wrong side of ours.
-    conflicts: BTreeMap<(u32, Hook), Vec<Standing>>,
-    /// How often ours was put back, by ifindex, epoch and hook.
-    moves: BTreeMap<(u32, u32, Hook), u8>,
+    places: Places,
+    /// When all devices were looked at.
+    looked: Option<Instant>,
+    /// What was wanted of each when it was last looked at.
+    seen: BTreeMap<u32, Served>,
+    /// Attached to since then.
+    touched: BTreeSet<u32>,
+    /// Attached to again because of what was found there.
+    again: BTreeSet<u32>,
     file: ToldFile,
     /// What it says.
     told: Option<Vec<Told>>,
@@ -130,9 +133,11 @@ impl Fitter {
         file: ToldFile,
         goals: Arc<Goals>,
         census: watch::Sender<Census>,
+        places: Places,
     ) -> Self {
-        let (now, conflicts, moves) = (Desired::default(), BTreeMap::new(), BTreeMap::new());
-        Self { attacher, map, goals, now, census, conflicts, moves, file, told: None }
+        let (now, seen) = (Desired::default(), BTreeMap::new());
+        let (touched, again) = (BTreeSet::new(), BTreeSet::new());
+        Self { attacher, map, goals, now, census, places, looked: None, seen, touched, again, file, told: None }
     }
 
     /// Follows the goals until they are over. Says when all of a goal has been tried for the first time.
@@ -146,13 +151,12 @@ impl Fitter {
             known = number;
             let whole = self.bring_into_step(&goal, number);
             self.tell(&goal);
-            self.look(&goal);
+            self.look(&goal, number);
             if let Some(first) = first.take_if(|_| whole) {
                 // The task that waits for it may have lost patience.
                 first.send(()).unwrap_or_default();
             }
-            let complete = steps(&self.now, &goal.desired).is_empty();
-            pause = Some(if complete { LOOK } else { RETRY });
+            pause = Some(self.pause(&goal));
         }
         Ok(())
     }
@@ -165,6 +169,9 @@ impl Fitter {
                 self.attacher.detach(ifindex, name).unwrap_or_else(|error| report(&error));
             }
             self.map.remove(ifindex)?;
+        }
+        if let Err(error) = self.attacher.links().finish_moves() {
+            tracing::warn!(%error, "a link that was to take another one's place stays beside it");
         }
         match self.attacher.links().own() {
             Ok(links) => {
@@ -218,7 +225,7 @@ impl Fitter {
         if !next.skipped.is_empty() {
             census.devices.insert((select::role_name(None), "left_alone"), next.skipped.len() as u64);
         }
-        census.conflicts = self.conflicts.values().map(|programs| programs.len() as u64).sum();
+        census.conflicts = self.places.conflicts();
         census.map.entries = self.now.devices.len() as u64;
         census.map.capacity = self.map.capacity();
         self.census.send_if_modified(|known| {
@@ -285,7 +292,7 @@ impl Fitter {
         let Some(now) = self.now.devices.get_mut(&index) else { return };
         let Served { name, flat, foreign_egress, .. } = next;
         let target = Target { ifindex: index, name, flat: *flat, foreign_egress: *foreign_egress };
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         if let Err(error) = self.attacher.attach(target) {
             report(&error);
             return;
@@ -296,6 +303,11 @@ impl Fitter {
         now.name.clone_from(&next.name);
         let role = select::role_name(Some(next.role));
         let took_us = began.elapsed().as_micros() as u64;
+        self.touched.insert(index);
+        if self.again.remove(&index) {
+            tracing::debug!(device = %next.name, ifindex = index, took_us, "attached again");
+            return;
+        }
         tracing::info!(device = %next.name, ifindex = index, role, why = %next.why, took_us, "device served");
         if next.foreign_egress {
             tracing::warn!(
@@ -318,69 +330,37 @@ impl Fitter {
         self.told = Some(told);
     }
 
-    /// Looks for programs that others have put on the wrong side of ours.
-    fn look(&mut self, goal: &Goal) {
-        let attached = |index: &u32| self.now.devices.get(index).is_some_and(|now| now.programs);
-        let devices: Vec<_> = goal.desired.devices.iter().filter(|(index, _)| attached(index)).collect();
-        let mut found = BTreeMap::new();
-        for (index, device) in devices {
-            for hook in Hook::ALL {
-                let wrong = self.misplaced(*index, device, hook);
-                if !wrong.is_empty() {
-                    found.insert((*index, hook), wrong);
-                }
-            }
+    /// Looks whether ours stand in their places: at all of them now and then, else at those that have changed.
+    fn look(&mut self, goal: &Goal, number: u64) {
+        let all = self.looked.is_none_or(|looked| looked.elapsed() >= LOOK);
+        if all {
+            self.looked = Some(Instant::now());
         }
-        for ((index, hook), programs) in &found {
-            if self.conflicts.get(&(*index, *hook)) != Some(programs) {
-                let device = goal.desired.devices.get(index).map_or("", |device| &device.name);
-                let shown: Vec<_> = programs.iter().map(ToString::to_string).collect();
-                match hook {
-                    Hook::Ingress => tracing::warn!(
-                        device, hook = hook.name(), programs = ?shown,
-                        "conflict: foreign programs stand before Fairlead's; what they redirect or take never comes to it; \
-                         `fairlead devices -o wide`, run by root on the node, names them"
-                    ),
-                    Hook::Egress => tracing::warn!(
-                        device, hook = hook.name(), programs = ?shown,
-                        "conflict: foreign programs stand behind Fairlead's; they see its packets on one side only; \
-                         `fairlead devices -o wide`, run by root on the node, names them"
-                    ),
-                }
-            }
+        let devices = &goal.desired.devices;
+        let now = &self.now.devices;
+        self.places.keep(now);
+        let attached = |index: &u32| now.get(index).is_some_and(|now| now.programs);
+        let touched = &self.touched;
+        let news = |index: &u32, device: &Served| touched.contains(index) || self.seen.get(index) != Some(device);
+        let wanted = devices.iter().filter(|(index, device)| attached(index) && (all || news(index, device)));
+        let gone = self.places.look(&mut self.attacher, wanted);
+        self.seen.clone_from(devices);
+        self.touched.clear();
+        for index in &gone {
+            self.now.devices.entry(*index).and_modify(|now| now.programs = false);
         }
-        self.moves.retain(|(index, epoch, _), _| {
-            goal.desired.devices.get(index).is_some_and(|device| device.epoch == *epoch)
-        });
-        if self.conflicts != found {
-            self.conflicts = found;
-            self.count(&goal.desired);
+        self.again = gone;
+        if !self.again.is_empty() {
+            self.bring_into_step(goal, number);
         }
+        self.count(&goal.desired);
     }
 
-    /// The programs on the wrong side of ours at a hook, once ours has been put back where that helps.
-    fn misplaced(&mut self, index: u32, device: &Served, hook: Hook) -> Vec<Standing> {
-        let moves = self.moves.get(&(index, device.epoch, hook)).copied().unwrap_or(0);
-        for again in [moves < MOST_MOVES, false] {
-            // A device that goes away meanwhile has nothing on it.
-            let Ok(standing) = self.attacher.standing(index, hook, &device.filters) else { break };
-            let wrong = misplaced(&standing, hook);
-            let by_tcx = |program: &Standing| matches!(program.by, By::Tcx { .. });
-            let ours_by_tcx = standing.iter().any(|program| program.own && by_tcx(program));
-            if !again || !ours_by_tcx || !wrong.iter().any(by_tcx) {
-                return wrong.to_vec();
-            }
-            let programs: Vec<_> = wrong.iter().map(ToString::to_string).collect();
-            *self.moves.entry((index, device.epoch, hook)).or_default() += 1;
-            let Served { name, flat, foreign_egress, .. } = device;
-            let target = Target { ifindex: index, name, flat: *flat, foreign_egress: *foreign_egress };
-            if let Err(error) = self.attacher.put_in_place(target, hook) {
-                report(&error);
-                continue;
-            }
-            tracing::info!(device = %name, hook = hook.name(), ?programs, "put back into its place beside these");
-        }
-        Vec::new()
+    /// How long to wait for another goal.
+    fn pause(&self, goal: &Goal) -> Duration {
+        let complete = steps(&self.now, &goal.desired).is_empty();
+        let until_look = self.looked.map_or(LOOK, |looked| LOOK.saturating_sub(looked.elapsed()));
+        if complete { until_look } else { until_look.min(RETRY) }
     }
 }
 

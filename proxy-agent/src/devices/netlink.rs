@@ -124,7 +124,7 @@ pub async fn read_all(handle: &Handle) -> Result<Vec<Event>, NetlinkError> {
         }
     }
     let qdiscs: Vec<_> = handle.qdisc().get().execute().try_collect().await.map_err(failed("queueing disciplines"))?;
-    for qdisc in qdiscs.iter().filter(|q| q.attributes.contains(&TcAttribute::Kind("clsact".to_owned()))) {
+    for qdisc in qdiscs.iter().filter(|qdisc| is_clsact(qdisc)) {
         if let Ok(index) = u32::try_from(qdisc.header.index) {
             events.push(read_filters(handle, index).await?);
         }
@@ -207,9 +207,17 @@ fn decode(message: NetlinkMessage<RouteNetlinkMessage>) -> Option<Notice> {
         RouteNetlinkMessage::NewTrafficFilter(message) | RouteNetlinkMessage::DelTrafficFilter(message) => {
             return filters_of(&message);
         }
+        // Its filters go with it, and nothing is said of them.
+        RouteNetlinkMessage::DelQueueDiscipline(message) if is_clsact(&message) => {
+            return u32::try_from(message.header.index).ok().map(Notice::Filters);
+        }
         _ => return None,
     };
     Some(Notice::Event(event))
+}
+
+fn is_clsact(qdisc: &TcMessage) -> bool {
+    qdisc.attributes.contains(&TcAttribute::Kind("clsact".to_owned()))
 }
 
 /// The device whose filters changed; filters of shared blocks have none.
@@ -440,6 +448,15 @@ mod tests {
         assert_eq!(notice(RouteNetlinkMessage::NewLink(message.clone())), None);
         message.header.interface_family = AddressFamily::Unspec;
         assert_eq!(notice(RouteNetlinkMessage::DelLink(message)), Some(Notice::Event(Event::LinkGone(9))));
+    }
+
+    #[test]
+    fn filters_go_with_their_queueing_discipline() {
+        let mut message = TcMessage::default();
+        message.header.index = 9;
+        assert_eq!(notice(RouteNetlinkMessage::DelQueueDiscipline(message.clone())), None, "of another kind");
+        message.attributes.push(TcAttribute::Kind("clsact".to_owned()));
+        assert_eq!(notice(RouteNetlinkMessage::DelQueueDiscipline(message)), Some(Notice::Filters(9)));
     }
 
     #[test]

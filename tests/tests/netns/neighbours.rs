@@ -1,25 +1,30 @@
 //! Where ours stands among other people's programs: first at ingress, last at egress. Who comes in between is told.
 
-use std::time::Duration;
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use aya::programs::links::{FdLink, LinkOrder};
 use aya::programs::tc::TcAttachOptions;
 use aya::programs::{SchedClassifier, TcAttachType};
-use fairlead_lab::{AgentOptions, Ask, Load, LoadPlan, Proto, janitor, server::wait_until};
+use fairlead_lab::{AgentOptions, Ask, Load, LoadPlan, Proto, janitor, netns, server::wait_until};
+use proxy_common::ABI_VERSION;
 use serde_json::Value;
 
-use crate::cell::{Cell, Cluster, PATIENCE};
+use crate::cell::{Cell, Cluster, PATIENCE, eventually};
 use crate::foreign::{pin, program};
 
 /// `TCX_NEXT`.
 const NEXT: i32 = -1;
+/// Nobody answers for so long where nothing translates.
+const SHORT: Duration = Duration::from_millis(100);
 
 /// A foreign program at the very place that is ours. Its link goes with what is returned.
 fn in_our_place(cluster: &Cluster, device: &str, hook: TcAttachType) -> FdLink {
     let path = format!("{}/{}-neighbour", janitor::BPF_FS, cluster.lab.id);
     pin(&program(NEXT).expect("a program"), path.as_ref()).expect("it is pinned");
     let mut program = SchedClassifier::from_pin(&path).expect("it is there");
-    std::fs::remove_file(path).expect("it was pinned");
+    fs::remove_file(path).expect("it was pinned");
     let order = if hook == TcAttachType::Ingress { LinkOrder::first() } else { LinkOrder::last() };
     let attach = || {
         let id = program.attach_with_options(device, hook, TcAttachOptions::TcxOrder(order)).expect("it is attached");
@@ -71,6 +76,88 @@ fn pitfall_p1_9_ours_is_put_back_where_somebody_came_in_between() {
     assert!(report.unanswered().is_empty() && report.failures().len() <= 2, "while ours moved: {report}");
     drop(foreign);
     assert_eq!(order(&row(&cluster, device), "at_ingress"), [true], "a foreign program outlives its link");
+}
+
+/// Somebody detaches ours and says nothing of it.
+fn detached(attach: &str, detach: impl FnOnce(&Cluster, &str)) {
+    let args = vec![format!("--attach={attach}").into()];
+    let cluster = Cluster::own(Cell::named("routed_plain"), AgentOptions { args, ..AgentOptions::default() });
+    let (service, client) = (cluster.service("detached"), &cluster.lab.client);
+    let ask = Ask::new(Proto::Tcp, service.vip(false));
+    service.serve(&service.pods(&[0]), &client.ns, ask).expect("a Service");
+    let device = &*client.node_device;
+    let begun = Instant::now();
+    detach(&cluster, device);
+    let log = || cluster.agent.lock().expect("no other case uses this cluster").log_text();
+    let told = |line: &str| line.contains("somebody has detached it") && line.contains(device);
+    assert!(wait_until(PATIENCE, || log().lines().any(told)), "{}", log());
+    println!("{attach}: found {:?} later", begun.elapsed());
+    eventually("an answer", &client.ns, ask.timeout(SHORT), |a| a.outcome.answer().is_some()).expect("ours again");
+    let row = row(&cluster, device);
+    assert_eq!([order(&row, "at_ingress"), order(&row, "at_egress")], [[true], [true]], "{row:#}");
+}
+
+#[test]
+fn a_detached_link_is_attached_again() {
+    if !has_tcx() {
+        crate::not_run("this kernel has no tcx");
+        return;
+    }
+    detached("tcx", |cluster, device| {
+        let ingress = row(cluster, device)["at_ingress"][0]["link"].to_string();
+        netns::run(Command::new("bpftool").args(["link", "detach", "id", &ingress])).expect("it is detached");
+    });
+}
+
+#[test]
+fn a_filter_that_somebody_deletes_is_attached_again() {
+    detached("clsact", |cluster, device| {
+        cluster.lab.node.ns.output("tc", &["filter", "del", "dev", device, "ingress"]).expect("it is deleted");
+    });
+}
+
+#[test]
+fn filters_that_go_with_their_qdisc_are_attached_again() {
+    detached("clsact", |cluster, device| {
+        cluster.lab.node.ns.output("tc", &["qdisc", "del", "dev", device, "clsact"]).expect("it is deleted");
+    });
+}
+
+/// The place of the new link's pin is taken: ours stays where it is, and is moved once that is possible.
+#[test]
+fn ours_goes_on_where_it_cannot_be_put_back() {
+    if !has_tcx() {
+        crate::not_run("this kernel has no tcx");
+        return;
+    }
+    let cluster = Cluster::own(Cell::named("routed_plain"), AgentOptions::default());
+    let (service, client) = (cluster.service("stays"), &cluster.lab.client);
+    let ask = Ask::new(Proto::Tcp, service.vip(false));
+    service.serve(&service.pods(&[0]), &client.ns, ask).expect("a Service");
+    let plan = LoadPlan { workers: 1, pause: Duration::from_millis(1), ..LoadPlan::new(Proto::Tcp, ask.to) };
+    let load = Load::start(&client.ns, plan).expect("a load");
+    let device = &*client.node_device;
+    let links =
+        cluster.agent.lock().expect("no other case uses this cluster").pin_path.join(format!("v{ABI_VERSION}/links"));
+    let ours = format!("-{}-ingress", row(&cluster, device)["ifindex"]);
+    let names = || {
+        fs::read_dir(&links)
+            .expect("pins")
+            .map(|entry| entry.expect("a pin").file_name().into_string().expect("a name"))
+    };
+    let taken = links.join(names().find(|name| name.ends_with(&ours)).expect("our link") + "-moved");
+    fs::create_dir(&taken).expect("its place is taken");
+    let _foreign = in_our_place(&cluster, device, TcAttachType::Ingress);
+    let log = || cluster.agent.lock().expect("no other case uses this cluster").log_text();
+    assert!(wait_until(PATIENCE, || log().contains("foreign programs stay in the way")), "{}", log());
+    assert_eq!(order(&row(&cluster, device), "at_ingress"), [false, true]);
+    fs::remove_dir(&taken).expect("its place is free");
+    let restored = || order(&row(&cluster, device), "at_ingress") == [true, false];
+    assert!(wait_until(PATIENCE, restored), "{:#}\n{}", row(&cluster, device), log());
+    assert_eq!(log().matches("foreign programs stay in the way").count(), 1, "{}", log());
+    assert_eq!(names().filter(|name| name.contains(&ours)).count(), 1, "a link stays beside ours");
+    let report = load.stop();
+    assert!(report.unanswered().is_empty() && report.failures().len() <= 2, "while ours moved: {report}");
 }
 
 /// Filters of clsact run behind every program of tcx: there ours cannot be the first.

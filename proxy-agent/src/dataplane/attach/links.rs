@@ -1,13 +1,16 @@
 //! The pins of tcx links. A link lives as long as its pin or a descriptor does, and while it lives it is attached.
 
 use std::io;
-use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use super::Hook;
 use super::standing::{self, Filters, Standing};
 use crate::dataplane::pin::{self, PinRoot};
 use crate::dataplane::sys::{self, TcxLink};
+
+/// Ends the name of a link that is about to take another one's place. A BPF file system takes no dots in names.
+const MOVED: &str = "-moved";
 
 /// The pinned tcx links: `<network namespace>-<ifindex>-<hook>`.
 #[derive(Debug)]
@@ -54,6 +57,17 @@ impl Links {
         Ok(names.iter().filter_map(|name| PinnedLink::parse(name)).filter(|link| link.netns == self.netns).collect())
     }
 
+    /// Finishes what an agent that died in between has begun: a link that was to take another one's place serves already.
+    pub fn finish_moves(&self) -> io::Result<()> {
+        for name in pin::names(&self.dir)? {
+            let Some(place) = name.strip_suffix(MOVED) else { continue };
+            if PinnedLink::parse(place).is_some_and(|link| link.netns == self.netns) {
+                std::fs::rename(self.dir.join(&name), self.dir.join(place))?;
+            }
+        }
+        Ok(())
+    }
+
     /// What a link is attached to; `None` if it is not pinned.
     pub fn look(&self, ifindex: u32, hook: Hook) -> io::Result<Option<TcxLink>> {
         let link = sys::open_pin(&self.path(ifindex, hook))?;
@@ -76,6 +90,39 @@ impl Links {
     }
 }
 
+/// A link that is pinned beside the one whose place it is to take.
+pub(super) struct Moved<'a> {
+    beside: PathBuf,
+    place: &'a Path,
+    finished: bool,
+}
+
+impl<'a> Moved<'a> {
+    pub(super) fn pin(link: &OwnedFd, place: &'a Path) -> io::Result<Self> {
+        let mut beside = place.as_os_str().to_owned();
+        beside.push(MOVED);
+        let beside = PathBuf::from(beside);
+        sys::pin(link, &beside)?;
+        Ok(Self { beside, place, finished: false })
+    }
+
+    /// In one step, in which the old link is unpinned.
+    pub(super) fn finish(mut self) -> io::Result<()> {
+        std::fs::rename(&self.beside, self.place)?;
+        self.finished = true;
+        Ok(())
+    }
+}
+
+impl Drop for Moved<'_> {
+    fn drop(&mut self) {
+        if !self.finished {
+            // What stays is finished by the next agent.
+            _ = std::fs::remove_file(&self.beside);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,7 +131,7 @@ mod tests {
     fn a_pins_name_says_namespace_device_and_hook() {
         let link = PinnedLink { netns: 4_026_531_840, ifindex: 7, hook: Hook::Egress };
         assert_eq!(PinnedLink::parse("4026531840-7-egress"), Some(link));
-        for bad in ["4026531840-7", "x-7-egress", "1-2-sideways", ""] {
+        for bad in ["4026531840-7", "x-7-egress", "1-2-sideways", "1-2-ingress-moved", ""] {
             assert_eq!(PinnedLink::parse(bad), None, "{bad}");
         }
     }

@@ -1,0 +1,214 @@
+//! Ours in their places: looks for what others did to our programs on the devices, and puts them back where it can.
+//!
+//! The kernel tells neither that somebody has attached a program of tcx nor that somebody has detached one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use rtnetlink::Handle;
+use tokio::runtime;
+
+use super::desired::Served;
+use super::inventory::Event;
+use super::netlink;
+use crate::dataplane::attach::standing::{By, Filters, Standing, misplaced};
+use crate::dataplane::attach::{AttachError, Attacher, Hook, Target};
+use crate::dataplane::sys;
+
+/// Ours is put back into its place so often on a device: whoever insists as well is reported, and left there.
+const MOST_MOVES: usize = 3;
+/// So long a move counts.
+const MOVES_COUNT: Duration = Duration::from_secs(3600);
+
+/// What was found at the hooks.
+pub(super) struct Places {
+    /// Filters are read anew before ours is missed.
+    questions: Questions,
+    /// Foreign programs on the wrong side of ours.
+    conflicts: BTreeMap<(u32, Hook), Vec<Standing>>,
+    /// By ifindex, epoch and hook.
+    moves: BTreeMap<(u32, u32, Hook), Moves>,
+    /// Why ours could not be put back.
+    failed: BTreeMap<(u32, Hook), String>,
+}
+
+/// A thread's way to ask by netlink.
+pub(super) struct Questions {
+    pub(super) handle: Handle,
+    pub(super) runtime: runtime::Handle,
+}
+
+impl Questions {
+    fn filters(&self, index: u32) -> Option<Filters> {
+        match self.runtime.block_on(netlink::read_filters(&self.handle, index)) {
+            Ok(Event::Filters { filters, .. }) => Some(filters),
+            _ => None,
+        }
+    }
+}
+
+/// When ours was put back.
+#[derive(Debug, Default)]
+struct Moves(Vec<Instant>);
+
+impl Moves {
+    /// Whether once more is not too often.
+    fn allow(&mut self, now: Instant) -> bool {
+        self.0.retain(|at| now.saturating_duration_since(*at) < MOVES_COUNT);
+        self.0.len() < MOST_MOVES
+    }
+}
+
+/// What there is to say of a hook.
+#[derive(Default)]
+struct Found {
+    /// Foreign programs on the wrong side of ours.
+    wrong: Vec<Standing>,
+    /// Ours is to be attached again.
+    again: bool,
+}
+
+impl Places {
+    pub(super) fn new(questions: Questions) -> Self {
+        let (conflicts, moves, failed) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { questions, conflicts, moves, failed }
+    }
+
+    /// Foreign programs on the wrong side of ours.
+    pub(super) fn conflicts(&self) -> u64 {
+        self.conflicts.values().map(|programs| programs.len() as u64).sum()
+    }
+
+    /// Forgets what was found on devices that are no longer attached to, or are others by now.
+    pub(super) fn keep(&mut self, now: &BTreeMap<u32, Served>) {
+        self.moves.retain(|(index, epoch, _), _| now.get(index).is_some_and(|device| device.epoch == *epoch));
+        let attached = |index: &u32| now.get(index).is_some_and(|device| device.programs);
+        self.conflicts.retain(|(index, _), _| attached(index));
+        self.failed.retain(|(index, _), _| attached(index));
+    }
+
+    /// Looks at these devices. Those that are returned are to be attached to again.
+    pub(super) fn look<'a>(
+        &mut self,
+        attacher: &mut Attacher,
+        devices: impl Iterator<Item = (&'a u32, &'a Served)>,
+    ) -> BTreeSet<u32> {
+        let mut again = BTreeSet::new();
+        for (index, device) in devices {
+            for hook in Hook::ALL {
+                let found = self.look_at(attacher, *index, device, hook);
+                self.tell(*index, device, hook, found.wrong);
+                if found.again {
+                    again.insert(*index);
+                }
+            }
+        }
+        again
+    }
+
+    /// Looks at a hook, and puts ours back where that helps.
+    fn look_at(&mut self, attacher: &mut Attacher, index: u32, device: &Served, hook: Hook) -> Found {
+        // A device that goes away meanwhile has nothing on it.
+        let Ok(standing) = attacher.standing(index, hook, &device.filters) else { return Found::default() };
+        if !standing.iter().any(|program| program.own) {
+            return self.miss(attacher, index, device, hook);
+        }
+        let wrong = misplaced(&standing, hook).to_vec();
+        let by_tcx = |program: &Standing| matches!(program.by, By::Tcx { .. });
+        let ours_by_tcx = standing.iter().any(|program| program.own && by_tcx(program));
+        let moves = self.moves.entry((index, device.epoch, hook)).or_default();
+        if !ours_by_tcx || !wrong.iter().any(by_tcx) || !moves.allow(Instant::now()) {
+            return Found { wrong, again: false };
+        }
+        let programs: Vec<_> = wrong.iter().map(ToString::to_string).collect();
+        let Served { name, flat, foreign_egress, .. } = device;
+        let target = Target { ifindex: index, name, flat: *flat, foreign_egress: *foreign_egress };
+        if let Err(error) = attacher.put_in_place(target, hook) {
+            self.complain(index, hook, &error);
+            return Found { wrong, again: true };
+        }
+        moves.0.push(Instant::now());
+        self.failed.remove(&(index, hook));
+        tracing::info!(device = %name, hook = hook.name(), ?programs, "put back into its place beside these");
+        let standing = attacher.standing(index, hook, &device.filters).unwrap_or_default();
+        Found { wrong: misplaced(&standing, hook).to_vec(), again: false }
+    }
+
+    /// Ours seems to have gone. What is known of filters may be older than ours.
+    fn miss(&self, attacher: &Attacher, index: u32, device: &Served, hook: Hook) -> Found {
+        let Some(filters) = self.questions.filters(index) else { return Found::default() };
+        let Ok(standing) = attacher.standing(index, hook, &filters) else { return Found::default() };
+        if standing.iter().any(|program| program.own) {
+            return Found { wrong: misplaced(&standing, hook).to_vec(), again: false };
+        }
+        // What went away took its programs with it.
+        if sys::device_name(index).is_none_or(|name| name != device.name) {
+            return Found::default();
+        }
+        let found: Vec<_> = standing.iter().map(ToString::to_string).collect();
+        tracing::warn!(
+            device = %device.name, hook = hook.name(), ?found,
+            "Fairlead's program is gone: somebody has detached it; it is attached again"
+        );
+        Found { wrong: Vec::new(), again: true }
+    }
+
+    /// Reports foreign programs, once.
+    fn tell(&mut self, index: u32, device: &Served, hook: Hook, wrong: Vec<Standing>) {
+        let known = self.conflicts.get(&(index, hook)).map_or(&[][..], Vec::as_slice);
+        if known == wrong {
+            return;
+        }
+        let programs: Vec<_> = wrong.iter().map(ToString::to_string).collect();
+        match hook {
+            _ if wrong.is_empty() => {
+                tracing::info!(device = %device.name, hook = hook.name(), "no foreign program is in the way any more");
+            }
+            Hook::Ingress => tracing::warn!(
+                device = %device.name, hook = hook.name(), ?programs,
+                "conflict: foreign programs stand before Fairlead's; what they redirect or take never comes to it; \
+                 `fairlead devices -o wide`, run by root on the node, names them"
+            ),
+            Hook::Egress => tracing::warn!(
+                device = %device.name, hook = hook.name(), ?programs,
+                "conflict: foreign programs stand behind Fairlead's; they see its packets on one side only; \
+                 `fairlead devices -o wide`, run by root on the node, names them"
+            ),
+        }
+        if wrong.is_empty() {
+            self.conflicts.remove(&(index, hook));
+        } else {
+            self.conflicts.insert((index, hook), wrong);
+        }
+    }
+
+    /// Says why ours could not be put back, where that is news.
+    fn complain(&mut self, index: u32, hook: Hook, error: &AttachError) {
+        let why = error.to_string();
+        if self.failed.get(&(index, hook)) == Some(&why) || error.device_is_gone() {
+            tracing::debug!(%error, "not put back");
+        } else {
+            tracing::warn!(%error, "foreign programs stay in the way; it is tried again");
+            self.failed.insert((index, hook), why);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_insists_is_left_there_for_an_hour() {
+        let (mut moves, begin) = (Moves::default(), Instant::now());
+        let at = |minutes: u64| begin + Duration::from_secs(60 * minutes);
+        for minute in [0, 1, 30] {
+            assert!(moves.allow(at(minute)), "minute {minute}");
+            moves.0.push(at(minute));
+        }
+        assert!(!moves.allow(at(31)) && !moves.allow(at(59)));
+        assert!(moves.allow(at(60)), "the first move counts no more");
+        moves.0.push(at(60));
+        assert!(!moves.allow(at(60)) && moves.allow(at(61)));
+    }
+}

@@ -9,6 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use aya::maps::MapError;
+use proxy_common::abi;
 use tokio::sync::{oneshot, watch};
 
 use super::desired::{Desired, Served, Step, Wishes, desired, steps};
@@ -164,7 +165,10 @@ impl Fitter {
     /// Removes what an earlier agent left on devices that went away, or that are not to be served any more.
     fn drop_leftovers(&mut self, goal: &Goal) -> Result<(), DevicesError> {
         let next = &goal.desired;
-        for ifindex in self.map.entries()?.into_keys().filter(|ifindex| !next.devices.contains_key(ifindex)) {
+        let entries = self.map.entries()?;
+        let shared = entries.iter().filter(|(_, entry)| entry.flags & abi::Device::FOREIGN != 0);
+        self.places.remember(shared.map(|(ifindex, _)| *ifindex).collect());
+        for ifindex in entries.into_keys().filter(|ifindex| !next.devices.contains_key(ifindex)) {
             if let Some((_, name)) = goal.present.get(&ifindex) {
                 self.attacher.detach(ifindex, name).unwrap_or_else(|error| report(&error));
             }
@@ -273,7 +277,8 @@ impl Fitter {
     }
 
     fn describe(&mut self, index: u32, next: &Served) {
-        match self.map.set(&next.entry) {
+        let foreign = if self.places.is_shared(index) { abi::Device::FOREIGN } else { 0 };
+        match self.map.set(&abi::Device { flags: next.entry.flags | foreign, ..next.entry }) {
             Ok(()) => {
                 let now = self.now.devices.entry(index).or_insert_with(|| Served { programs: false, ..next.clone() });
                 now.entry = next.entry;
@@ -343,13 +348,16 @@ impl Fitter {
         let touched = &self.touched;
         let news = |index: &u32, device: &Served| touched.contains(index) || self.seen.get(index) != Some(device);
         let wanted = devices.iter().filter(|(index, device)| attached(index) && (all || news(index, device)));
-        let gone = self.places.look(&mut self.attacher, wanted);
+        let changed = self.places.look(&mut self.attacher, wanted);
         self.seen.clone_from(devices);
         self.touched.clear();
-        for index in &gone {
+        for index in &changed.shared {
+            self.describe(*index, &devices[index]);
+        }
+        for index in &changed.again {
             self.now.devices.entry(*index).and_modify(|now| now.programs = false);
         }
-        self.again = gone;
+        self.again = changed.again;
         if !self.again.is_empty() {
             self.bring_into_step(goal, number);
         }

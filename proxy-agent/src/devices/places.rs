@@ -30,6 +30,17 @@ pub(super) struct Places {
     moves: BTreeMap<(u32, u32, Hook), Moves>,
     /// Why ours could not be put back.
     failed: BTreeMap<(u32, Hook), String>,
+    /// Devices with foreign programs on either side of ours.
+    shared: BTreeSet<u32>,
+}
+
+/// Which devices somebody else has changed.
+#[derive(Default)]
+pub(super) struct Changed {
+    /// To be attached to again.
+    pub(super) again: BTreeSet<u32>,
+    /// Foreign programs have come there, or gone.
+    pub(super) shared: BTreeSet<u32>,
 }
 
 /// A thread's way to ask by netlink.
@@ -66,12 +77,28 @@ struct Found {
     wrong: Vec<Standing>,
     /// Ours is to be attached again.
     again: bool,
+    /// Somebody else's stands there.
+    foreign: bool,
+}
+
+fn any_foreign(standing: &[Standing]) -> bool {
+    standing.iter().any(|program| !program.own)
 }
 
 impl Places {
     pub(super) fn new(questions: Questions) -> Self {
         let (conflicts, moves, failed) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { questions, conflicts, moves, failed }
+        Self { questions, conflicts, moves, failed, shared: BTreeSet::new() }
+    }
+
+    /// An earlier agent found foreign programs on these.
+    pub(super) fn remember(&mut self, shared: BTreeSet<u32>) {
+        self.shared = shared;
+    }
+
+    /// Whether foreign programs stand on a device, as far as was seen.
+    pub(super) fn is_shared(&self, index: u32) -> bool {
+        self.shared.contains(&index)
     }
 
     /// Foreign programs on the wrong side of ours.
@@ -85,25 +112,37 @@ impl Places {
         let attached = |index: &u32| now.get(index).is_some_and(|device| device.programs);
         self.conflicts.retain(|(index, _), _| attached(index));
         self.failed.retain(|(index, _), _| attached(index));
+        self.shared.retain(attached);
     }
 
-    /// Looks at these devices. Those that are returned are to be attached to again.
+    /// Looks at these devices.
     pub(super) fn look<'a>(
         &mut self,
         attacher: &mut Attacher,
         devices: impl Iterator<Item = (&'a u32, &'a Served)>,
-    ) -> BTreeSet<u32> {
-        let mut again = BTreeSet::new();
+    ) -> Changed {
+        let mut changed = Changed::default();
         for (index, device) in devices {
+            let mut foreign = false;
             for hook in Hook::ALL {
                 let found = self.look_at(attacher, *index, device, hook);
                 self.tell(*index, device, hook, found.wrong);
+                foreign |= found.foreign;
                 if found.again {
-                    again.insert(*index);
+                    changed.again.insert(*index);
                 }
             }
+            let known = self.is_shared(*index);
+            if foreign != known {
+                changed.shared.insert(*index);
+                if foreign {
+                    self.shared.insert(*index)
+                } else {
+                    self.shared.remove(index)
+                };
+            }
         }
-        again
+        changed
     }
 
     /// Looks at a hook, and puts ours back where that helps.
@@ -113,25 +152,25 @@ impl Places {
         if !standing.iter().any(|program| program.own) {
             return self.miss(attacher, index, device, hook);
         }
-        let wrong = misplaced(&standing, hook).to_vec();
+        let (wrong, foreign) = (misplaced(&standing, hook).to_vec(), any_foreign(&standing));
         let by_tcx = |program: &Standing| matches!(program.by, By::Tcx { .. });
         let ours_by_tcx = standing.iter().any(|program| program.own && by_tcx(program));
         let moves = self.moves.entry((index, device.epoch, hook)).or_default();
         if !ours_by_tcx || !wrong.iter().any(by_tcx) || !moves.allow(Instant::now()) {
-            return Found { wrong, again: false };
+            return Found { wrong, foreign, again: false };
         }
         let programs: Vec<_> = wrong.iter().map(ToString::to_string).collect();
         let Served { name, flat, foreign_egress, .. } = device;
         let target = Target { ifindex: index, name, flat: *flat, foreign_egress: *foreign_egress };
         if let Err(error) = attacher.put_in_place(target, hook) {
             self.complain(index, hook, &error);
-            return Found { wrong, again: true };
+            return Found { wrong, foreign, again: true };
         }
         moves.0.push(Instant::now());
         self.failed.remove(&(index, hook));
         tracing::info!(device = %name, hook = hook.name(), ?programs, "put back into its place beside these");
         let standing = attacher.standing(index, hook, &device.filters).unwrap_or_default();
-        Found { wrong: misplaced(&standing, hook).to_vec(), again: false }
+        Found { wrong: misplaced(&standing, hook).to_vec(), foreign: any_foreign(&standing), again: false }
     }
 
     /// Ours seems to have gone. What is known of filters may be older than ours.
@@ -139,7 +178,7 @@ impl Places {
         let Some(filters) = self.questions.filters(index) else { return Found::default() };
         let Ok(standing) = attacher.standing(index, hook, &filters) else { return Found::default() };
         if standing.iter().any(|program| program.own) {
-            return Found { wrong: misplaced(&standing, hook).to_vec(), again: false };
+            return Found { wrong: misplaced(&standing, hook).to_vec(), foreign: any_foreign(&standing), again: false };
         }
         // What went away took its programs with it.
         if sys::device_name(index).is_none_or(|name| name != device.name) {
@@ -150,7 +189,7 @@ impl Places {
             device = %device.name, hook = hook.name(), ?found,
             "Fairlead's program is gone: somebody has detached it; it is attached again"
         );
-        Found { wrong: Vec::new(), again: true }
+        Found { wrong: Vec::new(), foreign: any_foreign(&standing), again: true }
     }
 
     /// Reports foreign programs, once.

@@ -21,7 +21,8 @@ pub enum Role {
 }
 
 abi_struct! {
-    /// Value of `DEVICES`, by ifindex. Read when a flow begins, never for an established one.
+    /// Value of `DEVICES`, by ifindex. Read when a flow begins, and of established ones for those of a pod with
+    /// itself.
     pub struct Device: 48 {
         /// A [`Role`].
         role: u8,
@@ -49,4 +50,6 @@ abi_struct! {
 impl Device {
     /// What arrives here comes from pods of this node, as `--detect-local-mode` says (rule 71).
     pub const PODS: u8 = 1;
+    /// Other programs stand at its hooks: they are to see both directions of what a pod sends to itself.
+    pub const FOREIGN: u8 = 2;
 }

@@ -102,8 +102,8 @@ abi_struct! {
         endpoint_id: u32,
         /// `LIVE`'s generation when the endpoint was chosen.
         endpoint_gen: u32,
-        /// Where [`Flow::REDIRECT`], [`Flow::REINJECT`] and [`Flow::HAIRPIN`] send the packet; the bridge of
-        /// [`Flow::BRIDGED`]; of any other Service flow, the device on which its requests arrive.
+        /// Where [`Flow::REDIRECT`] and [`Flow::REINJECT`] send the packet; the bridge of [`Flow::BRIDGED`]; of any other
+        /// Service flow, the device on which its requests arrive.
         ifindex: u32,
         /// Destination MAC that a bridged request carries (the gateway's); of [`Flow::REINJECT`], the device's own.
         entry_mac: [u8; 6],
@@ -123,8 +123,8 @@ impl<F: Family> Flow<F> {
     pub const REDIRECT: u16 = 4;
     /// A reply to the node's own process: let it arrive at `ifindex`, by which the request left.
     pub const REINJECT: u16 = 8;
-    /// Client and endpoint are one: turn the packet round at `ifindex`. Both entries meet us on the same side: a pod's
-    /// inwards, those of the node itself outwards.
+    /// Client and endpoint are one: what arrives goes back by its device. With [`Flow::REINJECT`] they are processes of
+    /// the node, and both entries meet us outwards.
     pub const HAIRPIN: u16 = 16;
     /// The choice was not the plain hash: both entries are stored even while the flow is half open.
     pub const PINNED: u16 = 32;
@@ -171,7 +171,8 @@ impl<F: Family> Flow<F> {
     /// The direction in which the partner of an entry with this key direction meets us.
     #[inline(always)]
     pub const fn partner_direction(&self, own: Direction) -> Direction {
-        if self.flags & Self::HAIRPIN != 0 { own } else { own.flip() }
+        let of_node = Self::HAIRPIN | Self::REINJECT;
+        if self.flags & of_node == of_node { own } else { own.flip() }
     }
 
     /// The key under which the other half stands.
@@ -210,7 +211,7 @@ mod tests {
 
     #[test]
     fn the_partner_of_the_partner_is_the_entry_itself() {
-        for flags in [0, Flow::<V4>::HAIRPIN] {
+        for flags in [0, Flow::<V4>::HAIRPIN, Flow::<V4>::HAIRPIN | Flow::<V4>::REINJECT] {
             let owner = FlowKey::<V4>::new(addr(1), 40_000, addr(9), 80, 6, Direction::In);
             let request = flow(addr(1), 40_000, addr(2), 8080, flags);
             let reply_key = request.partner_key(&owner);

@@ -1,12 +1,13 @@
 //! Where a translated packet goes: on to the stack as a rule; past it only where the stack would get it wrong.
 
-use proxy_common::abi::{Direction, Flow, FlowKey, tc_index};
+use proxy_common::abi::{Device, Direction, Flow, FlowKey, tc_index};
 use proxy_common::{Family, Outcome};
 
 use super::flow::read;
 use super::rewrite;
 use crate::ctx::tc::{self, FLAT, Fib, HelperError, Skb};
 use crate::hook::Leave;
+use crate::maps;
 
 /// Sends the packet where its flow says. `flow` may lie in a map: each of its fields is read once.
 #[inline(always)]
@@ -39,7 +40,10 @@ pub(crate) fn forward<F: Family>(
             rewrite::next_hop(skb, &read!(flow, entry_mac)).map(|()| tc::redirect_in(read!(flow, ifindex)))
         }
     } else if flags & Flow::<F>::HAIRPIN != 0 {
-        rewrite::turn_round(skb).map(|()| tc::redirect_out(read!(flow, ifindex)))
+        if key.dir == Direction::Out as u8 || !goes_back_here(skb) {
+            return (outcome, Leave::NEXT);
+        }
+        rewrite::turn_round(skb).map(|()| tc::redirect_out(skb.ifindex()))
     } else if flags & Flow::<F>::REDIRECT != 0 && !reply {
         if FLAT { skb.push_ethernet() } else { Ok(()) }.map(|()| tc::redirect_neighbour(read!(flow, ifindex)))
     } else {
@@ -57,6 +61,13 @@ pub(crate) fn forward<F: Family>(
         Ok(verdict) => (outcome, Leave::redirected(verdict)),
         Err(_) => (Outcome::DropHelper, Leave::NEXT),
     }
+}
+
+/// False where somebody else judges the packet: the stack leads it back by the same device, past both of its hooks.
+#[inline(always)]
+fn goes_back_here(skb: &Skb) -> bool {
+    maps::device(skb.ifindex())
+        .is_some_and(|device| device.flags & Device::FOREIGN == 0 || mutant!("turned-past-others"))
 }
 
 /// What egress is told. A reply that has only got its client back is still to be translated on the way out.

@@ -24,6 +24,9 @@ const CHECKSUM: u32 = 2;
 #[inline(always)]
 fn concerns<F: Quote>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, l4: u32) -> Outcome {
     let Some(kind) = byte(skb, l4) else { return Outcome::NotOurs };
+    if F::leads_to_itself(skb, key, l4, kind) && !mutant!("redirect-to-itself") {
+        return Outcome::DropRedirect;
+    }
     let redirect = F::is_redirect(kind);
     if !F::is_error(kind) && !redirect {
         return Outcome::NotOurs;
@@ -45,11 +48,8 @@ fn concerns<F: Quote>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, l4: u32)
     if found.flags & Flow::<F>::REPLY == 0 && !flow::is_for_us(skb, key, held) {
         return Outcome::LayerTwoTransit;
     }
-    if found.flags & Flow::<F>::HAIRPIN != 0 || mutant!("rule-102-icmp") {
-        Outcome::NotOurs
-    } else {
-        Outcome::IcmpError
-    }
+    let of_node = Flow::<F>::HAIRPIN | Flow::<F>::REINJECT;
+    if found.flags & of_node == of_node || mutant!("rule-102-icmp") { Outcome::NotOurs } else { Outcome::IcmpError }
 }
 
 /// Writes what the sender of the quoted packet knows.
@@ -118,6 +118,9 @@ pub(crate) trait Quote: Rewrite + Maps {
     fn is_error(kind: u8) -> bool;
     /// A shorter way for what is quoted.
     fn is_redirect(kind: u8) -> bool;
+    /// A redirect that tells a host the way to its own address: it was its own endpoint, and the packet left by the device
+    /// that it came in by.
+    fn leads_to_itself(skb: &Skb, key: &FlowKey<Self>, l4: u32, kind: u8) -> bool;
     /// Reads the quoted tuple, turned round. `None`: cut off, without ports, or not to be read.
     fn quoted(skb: &Skb, inner: u32, key: &mut FlowKey<Self>) -> Option<()>;
     /// Where the quoted layer 4 begins.
@@ -150,6 +153,12 @@ impl Quote for V4 {
     #[inline(always)]
     fn is_redirect(kind: u8) -> bool {
         kind == 5
+    }
+
+    // It is found by what it quotes.
+    #[inline(always)]
+    fn leads_to_itself(_: &Skb, _: &FlowKey<Self>, _: u32, _: u8) -> bool {
+        false
     }
 
     #[inline(always)]
@@ -199,6 +208,15 @@ impl Quote for V6 {
     #[inline(always)]
     fn is_redirect(_: u8) -> bool {
         false
+    }
+
+    #[inline(always)]
+    fn leads_to_itself(skb: &Skb, key: &FlowKey<Self>, l4: u32, kind: u8) -> bool {
+        // RFC 4861 §4.5: the target, and behind it the destination.
+        let at = l4 + HEADER + 16;
+        kind == 137
+            && key.dir == Direction::Out as u8
+            && skb.at::<[u32; 4]>(at).is_some_and(|words| <Self as Family>::Addr::of_words(words) == key.dst)
     }
 
     #[inline(always)]

@@ -55,7 +55,9 @@ fn prepare<F: Source>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>) -> Outco
     let Some(device) = maps::device(skb.ifindex()) else { return Outcome::DropNoRoute };
     let Some(source) = source_towards::<F>(skb, &key.dst) else { return Outcome::DropNoRoute };
     found.src = if mutant!("rule-72") { key.src } else { source };
-    if device.role == Role::BridgePort as u8 {
+    if held.flags & Flow::<F>::HAIRPIN != 0 {
+        found.flags |= Flow::<F>::HAIRPIN;
+    } else if device.role == Role::BridgePort as u8 {
         back_over_bridge(skb, key, found, device.master);
     }
     Outcome::Masqueraded

@@ -3,7 +3,7 @@
 
 use proxy_common::Outcome;
 use proxy_common::abi::{Config, Device, Direction, Flow, FlowKey, Role};
-use proxy_common::{V4, V6};
+use proxy_common::{Family, V4, V6};
 
 use super::choose::spare_port;
 use crate::config;
@@ -17,12 +17,14 @@ pub(crate) const LOOPBACK: u32 = 1;
 #[inline(always)]
 pub(crate) fn request<F: Source>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>) -> Result<(), Outcome> {
     let outward = key.dir == Direction::Out as u8;
-    let itself = !outward && found.dst == key.src && !mutant!("rule-74");
+    if !outward && found.dst == key.src && !mutant!("rule-74") {
+        return to_itself(found);
+    }
     if mutant!("rule-75b") && !outward && F::node_addrs().get_ptr(&{ found.dst }).is_some() {
         found.src = maps::device(skb.ifindex()).map_or(found.src, F::source);
     }
     let (mut entry, mut flags) = (LOOPBACK, 0);
-    if outward || itself {
+    if outward {
         flags = source_wanted();
     } else {
         match maps::device(skb.ifindex()) {
@@ -31,14 +33,11 @@ pub(crate) fn request<F: Source>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F
         }
     }
     // One question for all: it is 64 bytes of stack.
-    let source = if outward || itself { F::UNSPECIFIED } else { found.src };
+    let source = if outward { F::UNSPECIFIED } else { found.src };
     let mut fib = Fib::new::<F>(entry, &source, &found.dst);
     let result = skb.route(&mut fib, flags);
     if outward {
         return from_node(skb, key, found, &fib, result);
-    }
-    if itself {
-        return to_itself(skb, found, &fib, result);
     }
     over_bridge(found, entry, &fib, result);
     Ok(())
@@ -76,13 +75,15 @@ fn is_port_of(ifindex: u32, bridge: u32) -> bool {
     maps::device(ifindex).is_some_and(|device| device.master != 0 && device.master == bridge)
 }
 
-/// The endpoint is the client: full translation here, and back out of the device it came from. The source becomes the
-/// node's address on that device, as after kube-proxy's masquerade (rule 74).
+/// The endpoint is the client, which drops what comes from its own address: masqueraded, whatever the policy says (rule
+/// 74).
 #[inline(always)]
-fn to_itself<F: Source>(skb: &Skb, found: &mut Flow<F>, fib: &Fib, result: i64) -> Result<(), Outcome> {
-    found.src = node_source::<F>(skb.ifindex(), fib, result).ok_or(Outcome::DropNoRoute)?;
-    found.flags = found.flags & !Flow::<F>::MASQUERADE | Flow::<F>::HAIRPIN;
-    found.ifindex = skb.ifindex();
+fn to_itself<F: Family>(found: &mut Flow<F>) -> Result<(), Outcome> {
+    if found.sport == found.dport && !mutant!("rule-74-port") {
+        // Both halves would have one key.
+        return Err(Outcome::NotOurs);
+    }
+    found.flags |= Flow::<F>::MASQUERADE | Flow::<F>::HAIRPIN;
     Ok(())
 }
 

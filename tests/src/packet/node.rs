@@ -248,6 +248,12 @@ impl Node {
         self.maps.configure(|config| config.flags &= !Config::FIB_SOURCE);
     }
 
+    /// Somebody else's programs stand at a device's hooks.
+    pub fn foreign(&mut self, device: Device) {
+        let known = described(device);
+        self.maps.put_device(&abi::Device { flags: known.flags | abi::Device::FOREIGN, ..known });
+    }
+
     /// The agent found this address first on a device.
     pub fn first_source(&mut self, device: Device, first: fn(IpFamily) -> IpAddr) {
         let source_v4 = proxy_common::Addr4::from_ip(first(IpFamily::V4));

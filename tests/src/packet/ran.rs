@@ -131,6 +131,12 @@ impl<'a> Ran<'a> {
         self.compare(NEXT, &[outcome], tc_index::REQUEST_SNAT, &expected.bytes());
     }
 
+    /// It goes back by its device as `expected`, and egress is told this.
+    #[track_caller]
+    pub fn goes_back(self, outcome: Outcome, told: u16, expected: &Packet) {
+        self.compare(REDIRECT, &[outcome], told, &expected.bytes());
+    }
+
     /// It goes on as `expected`, on the way of a flow's replies.
     #[track_caller]
     pub fn becomes_reply(self, outcome: Outcome, expected: &Packet) {

@@ -46,7 +46,6 @@ mod cells;
 #[cfg(test)]
 mod direct;
 #[cfg(test)]
-mod known;
 #[cfg(test)]
 mod page;
 #[cfg(test)]

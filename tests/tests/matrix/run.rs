@@ -17,7 +17,6 @@ use fairlead_tests::{
 use crate::{
     cells::{self, Cell, Failure, Route, cells},
     direct::Direct,
-    known,
     page::{self, Row},
     proxy::{Kind, Proxies},
     shape::{Filter, Topology, Wiring, host_ports_answer, policed, refused_by_policy},
@@ -32,10 +31,10 @@ const SHOWN: usize = 40;
 /// Runs it, and holds what came against the page.
 pub(crate) fn run(topology: &Topology) {
     let judged = Kind::of_this_run().and_then(|kind| {
-        let Came { row, unknown } = came(topology, kind)?;
+        let Came { row, wrong } = came(topology, kind)?;
         // What should not have come is not written to the page, and the page does not hide why it is wrong.
-        let held = if unknown.is_empty() { page::hold(kind, &row) } else { page::compare(kind, &row) };
-        let told = held.err().map(|error| format!("{error:#}\n")).unwrap_or_default() + &unknown;
+        let held = if wrong.is_empty() { page::hold(kind, &row) } else { page::compare(kind, &row) };
+        let told = held.err().map(|error| format!("{error:#}\n")).unwrap_or_default() + &wrong;
         ensure!(told.is_empty(), "{told}");
         Ok(())
     });
@@ -46,7 +45,7 @@ pub(crate) fn run(topology: &Topology) {
 struct Came {
     row: Row,
     /// What should not have come, in words.
-    unknown: String,
+    wrong: String,
 }
 
 fn came(topology: &Topology, kind: Kind) -> Result<Came> {
@@ -60,13 +59,9 @@ fn came(topology: &Topology, kind: Kind) -> Result<Came> {
 
     let cells = cells();
     let (watch, invalid) = (Watch::start(&nodes)?, nodes.invalid_packets()?);
-    // What is known to fail need not be waited for as long as what may be slow.
-    let known = known::failures(topology, &cells);
-    let patience = |cell: &Cell| match kind {
-        Kind::Fairlead if !known.iter().any(|one| one.cell.index == cell.index) => PATIENCE,
-        _ => SHORTER,
-    };
-    let failures = cells::failures(&cells, |cell| cell.judge(&nodes, &direct, kind, patience(cell)), &nodes);
+    // What fails with kube-proxy need not be waited for as long as what may be slow.
+    let patience = if kind == Kind::Fairlead { PATIENCE } else { SHORTER };
+    let failures = cells::failures(&cells, |cell| cell.judge(&nodes, &direct, kind, patience), &nodes);
     let mut beside = watch.stop();
     let invalid = nodes.invalid_packets()? - invalid;
     if invalid > 0 {
@@ -94,17 +89,17 @@ fn came(topology: &Topology, kind: Kind) -> Result<Came> {
         cells.len(),
         begun.elapsed()
     );
-    let unknown = unknown(kind, &failures, &known, &beside);
-    let unknown = if unknown.is_empty() { unknown } else { unknown + &proxies.last_words() };
+    let wrong = wrong(kind, &failures, &beside);
+    let wrong = if wrong.is_empty() { wrong } else { wrong + &proxies.last_words() };
     let row = Row::new(topology, cells.len(), &failures);
     // In this order: an agent cleans up in its node, and a shape's parts are on the nodes' devices.
     drop(proxies);
     drop(parts);
-    Ok(Came { row, unknown })
+    Ok(Came { row, wrong })
 }
 
-/// What is not as it should be and is not known, in words. kube-proxy is held against the page alone.
-fn unknown(kind: Kind, failures: &[Failure], known: &[Failure], beside: &[(&str, String)]) -> String {
+/// What is not as it should be, in words. kube-proxy is held against the page alone.
+fn wrong(kind: Kind, failures: &[Failure], beside: &[(&str, String)]) -> String {
     let mut text = String::new();
     if kind == Kind::KubeProxy {
         for failure in failures.iter().take(SHOWN) {
@@ -115,19 +110,10 @@ fn unknown(kind: Kind, failures: &[Failure], known: &[Failure], beside: &[(&str,
         }
         return text;
     }
-    for Failure { cell, why, .. } in known {
-        if !failures.iter().any(|failure| failure.cell.index == cell.index) {
-            text += &format!("as the rules say, and known.rs says otherwise: {cell}: {why}\n");
-        }
+    if !failures.is_empty() {
+        text += &format!("{} cells are not as the rules say:\n", failures.len());
     }
-    let is_known = |failure: &Failure| {
-        known.iter().any(|one| one.cell.index == failure.cell.index && one.what == failure.what)
-    };
-    let open: Vec<_> = failures.iter().filter(|failure| !is_known(failure)).collect();
-    if !open.is_empty() {
-        text += &format!("{} cells are not as the rules say:\n", open.len());
-    }
-    for failure in open.iter().take(SHOWN) {
+    for failure in failures.iter().take(SHOWN) {
         text += &format!("  {}: {}\n", failure.cell, failure.why);
     }
     for (what, why) in beside {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use fairlead_lab::{Ask, Lab, Server, manifest::EndpointSpec};
+use fairlead_lab::{Ask, Capture, Lab, Server, capture, manifest::EndpointSpec, packet::Packet};
 
 use crate::cell::{Cluster, Combo, TARGET, answered, own_port};
 
@@ -73,10 +73,14 @@ pub(crate) fn a_pod_reaches_itself_and_sees_the_node(cluster: &Cluster, Combo { 
     service.serve(&service.pods(&[0]), &pod.ns, ask)?;
     let direct = Ask::new(proto, SocketAddr::new(pod.ip(v6), TARGET)).port(own_port());
     let node = answered(&cluster.lab.node.ns, direct)?.peer.ip();
+    let capture = Capture::start(&pod.ns, "eth0")?;
     for _ in 0..3 {
         let answer = answered(&pod.ns, ask)?;
         ensure!(answer.server == "pod-a" && answer.peer.ip() == node, "pod-a saw {}, not {node}", answer.peer);
     }
+    // To the kernel it is a way about: out of the device that it came in by.
+    let redirects: Vec<_> = capture.stop().into_iter().filter(Packet::is_redirect).collect();
+    ensure!(redirects.is_empty(), "pod-a was told a shorter way:\n{}", capture::show(&redirects));
     Ok(())
 }
 

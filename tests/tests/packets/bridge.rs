@@ -1,11 +1,14 @@
 //! Layer 2: pods on a bridge, frames in transit, and clients that are their own endpoint.
 
+use std::net::SocketAddr;
+
 use fairlead_tests::packet::world::{self, BRIDGE, POD1, PORT1, PORT2, STRANGER_MAC};
 use fairlead_tests::packet::{Node, Packet, Wire};
 use proxy_agent::model::Protocol;
 use proxy_common::Outcome;
+use proxy_common::abi::tc_index;
 
-use crate::cases::{CLIENT_PORT, PORT, TARGET, Talk, at, by_now, out_of, web};
+use crate::cases::{CLIENT_PORT, PORT, TARGET, Talk, by_now, web};
 
 wires! {
     a_pod_on_the_bridge_reaches_its_neighbour_by_mac,
@@ -18,7 +21,7 @@ wires! {
     a_frame_to_another_mac_on_a_routed_device_is_left_alone,
     a_direct_frame_between_neighbours_gets_another_port_where_it_must,
     rule_74_a_pod_reaches_itself_through_its_service,
-    a_device_without_an_address_cannot_turn_a_packet_round,
+    a_pod_reaches_itself_by_the_router_where_others_stand_at_its_device,
 }
 
 /// From the first bridged pod, by the router's MAC.
@@ -26,7 +29,7 @@ fn by_router(packet: Packet) -> Packet {
     packet.on_wire(PORT1.peer, BRIDGE.mac)
 }
 
-fn client(wire: Wire) -> std::net::SocketAddr {
+fn client(wire: Wire) -> SocketAddr {
     wire.at(world::port1, CLIENT_PORT)
 }
 
@@ -96,7 +99,7 @@ fn a_frame_in_transit_does_not_follow_a_flow(wire: Wire) {
 }
 
 /// The first bridged pod has a confirmed flow with an endpoint elsewhere.
-fn opened(wire: Wire) -> (Node, std::net::SocketAddr) {
+fn opened(wire: Wire) -> (Node, SocketAddr) {
     let (vip, endpoint) = (wire.at(world::vip, PORT), wire.at(world::remote, TARGET));
     let node = Node::serving(&[&web(wire).elsewhere(endpoint.ip())]);
     let opening = by_router(wire.opening(client(wire), vip));
@@ -166,28 +169,46 @@ fn a_direct_frame_between_neighbours_gets_another_port_where_it_must(wire: Wire)
 }
 
 fn rule_74_a_pod_reaches_itself_through_its_service(wire: Wire) {
-    let talk = Talk::to(wire, wire.at(world::pod1, TARGET));
-    let node = Node::serving(&[&web(wire).here(talk.endpoint.ip())]);
-    // The pod would take a packet from itself for a forgery: it comes from the node, out of the pod's own device.
-    let as_node = wire.at(world::node, CLIENT_PORT);
-    let turned = |packet: &Packet| packet.clone().from(as_node).to(talk.endpoint).turned_round();
-    let opening = talk.opening();
-    node.arrives(POD1, &opening).is_redirected(Outcome::RequestNew, &turned(&opening));
-    node.arrives(POD1, &opening).is_redirected(Outcome::RequestHalfOpen, &turned(&opening));
-    let back = |packet: &Packet| packet.clone().from(talk.vip).to(talk.client).turned_round();
-    let answer = at(POD1, wire.answer(talk.endpoint, as_node));
-    node.arrives(POD1, &answer).is_redirected(Outcome::ReplyHalfOpen, &back(&answer));
-    let further = talk.talk();
-    node.arrives(POD1, &further).is_redirected(Outcome::RequestHalfOpen, &turned(&further));
-    let reply = at(POD1, wire.talk(talk.endpoint, as_node));
-    node.arrives(POD1, &reply).is_redirected(by_now(wire, Outcome::Reply), &back(&reply));
-    // At egress nothing is left to do.
-    node.leaves(POD1, &out_of(POD1, wire.talk(talk.endpoint, as_node))).is_left_alone();
+    reaches_itself(wire, &Node::serving(&[&web(wire).here(world::port1(wire.family))]), Packet::turned_round);
 }
 
-fn a_device_without_an_address_cannot_turn_a_packet_round(wire: Wire) {
-    let talk = Talk::to(wire, wire.at(world::pod1, TARGET));
-    let mut node = Node::serving(&[&web(wire).here(talk.endpoint.ip())]);
-    node.without_sources(POD1);
-    node.arrives(POD1, &talk.opening()).is_dropped(Outcome::DropNoRoute);
+/// No bridge sends a frame back by the port that it came in by: the router does.
+fn a_pod_reaches_itself_by_the_router_where_others_stand_at_its_device(wire: Wire) {
+    let mut node = Node::serving(&[&web(wire).here(world::port1(wire.family))]);
+    node.foreign(PORT1);
+    reaches_itself(wire, &node, |packet| packet);
+}
+
+/// `sent_on`: where its bridge port's program sends what arrives.
+fn reaches_itself(wire: Wire, node: &Node, sent_on: fn(Packet) -> Packet) {
+    let (vip, endpoint) = (wire.at(world::vip, PORT), wire.at(world::port1, TARGET));
+    let arrives = |outcome, told, packet: Packet, to: SocketAddr| {
+        let packet = by_router(packet);
+        let expected = sent_on(packet.clone().to(to));
+        let ran = node.arrives(PORT1, &packet);
+        match (ran.goes_on(), told) {
+            (false, _) => ran.goes_back(outcome, told, &expected),
+            (true, tc_index::REQUEST_SNAT) => ran.becomes_due(outcome, &expected),
+            (true, _) => ran.becomes(outcome, &expected),
+        }
+        packet.to(to).on_wire(BRIDGE.mac, PORT1.peer)
+    };
+    let goes = |outcome, packet: Packet| {
+        let leaving = arrives(outcome, tc_index::REQUEST_SNAT, packet, endpoint);
+        let ran = node.leaves_marked(PORT1, tc_index::REQUEST_SNAT, &leaving);
+        // The pod would take a packet from itself for a forgery: it comes from the node.
+        let seen = ran.source();
+        assert_eq!(seen.ip(), world::bridge(wire.family));
+        ran.becomes(Outcome::Masqueraded, &leaving.from(seen));
+        seen
+    };
+    let comes = |outcome, packet: Packet| {
+        let leaving = arrives(Outcome::Unmasqueraded, tc_index::NOT_OURS, packet, client(wire));
+        node.leaves(PORT1, &leaving).becomes(outcome, &leaving.clone().from(vip));
+    };
+    let seen = goes(Outcome::RequestNew, wire.opening(client(wire), vip));
+    assert_eq!(goes(Outcome::RequestHalfOpen, wire.opening(client(wire), vip)), seen);
+    comes(Outcome::ReplyHalfOpen, wire.answer(endpoint, seen));
+    assert_eq!(goes(Outcome::RequestHalfOpen, wire.talk(client(wire), vip)), seen);
+    comes(by_now(wire, Outcome::Reply), wire.talk(endpoint, seen));
 }

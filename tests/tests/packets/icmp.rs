@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use fairlead_tests::packet::world::{self, BRIDGE, POD1, PORT1, PORT2, UPLINK};
 use fairlead_tests::packet::{Node, Packet, Wire, verify_checksums};
-use proxy_agent::model::Protocol;
+use proxy_agent::model::{IpFamily, Protocol};
 use proxy_common::Outcome;
 use proxy_common::abi::tc_index;
 
@@ -213,8 +213,8 @@ fn an_error_that_is_cut_off_is_left_alone(wire: Wire) {
     node.leaves(POD1, &out_of(POD1, error)).is_left_alone();
 }
 
-fn a_ping_through_the_node_is_left_alone(family: proxy_agent::model::IpFamily) {
-    let wire = if family == proxy_agent::model::IpFamily::V4 { Wire::UDP_V4 } else { Wire::UDP_V6 };
+fn a_ping_through_the_node_is_left_alone(family: IpFamily) {
+    let wire = if family == IpFamily::V4 { Wire::UDP_V4 } else { Wire::UDP_V6 };
     let (node, talk) = to_remote(wire);
     talk.goes(&node, Outcome::RequestNew, &talk.opening());
     let ping = Packet::echo(world::client(family), talk.client.ip());
@@ -222,8 +222,8 @@ fn a_ping_through_the_node_is_left_alone(family: proxy_agent::model::IpFamily) {
     node.leaves(POD1, &out_of(POD1, ping)).is_left_alone();
 }
 
-fn a_ping_of_a_cluster_ip_is_refused_as_ever(family: proxy_agent::model::IpFamily) {
-    let wire = if family == proxy_agent::model::IpFamily::V4 { Wire::UDP_V4 } else { Wire::UDP_V6 };
+fn a_ping_of_a_cluster_ip_is_refused_as_ever(family: IpFamily) {
+    let wire = if family == IpFamily::V4 { Wire::UDP_V4 } else { Wire::UDP_V6 };
     let (node, talk) = to_remote(wire);
     let ping = at(POD1, Packet::echo(talk.client.ip(), talk.vip.ip()));
     let ran = node.arrives(POD1, &ping);
@@ -247,6 +247,25 @@ pub(crate) fn a_redirect_that_names_the_endpoint_is_dropped() {
     let other = quoted(wire, client, wire.at(world::port2, TARGET));
     let redirect = redirect.carrying(&other.bytes()[14..42]);
     node.sends(PORT1, &redirect).is_left_alone();
+}
+
+/// To the kernel a pod that is its own endpoint takes a way about. RFC 4861 §4.5: target, destination.
+#[test]
+fn a_redirect_that_tells_a_pod_the_way_to_itself_is_dropped() {
+    let node = Node::serving(&[]);
+    let pod = |addr: IpAddr| match addr {
+        IpAddr::V6(addr) => addr.octets(),
+        IpAddr::V4(addr) => panic!("{addr} in an IPv6 case"),
+    };
+    let (pod1, pod2) = (world::pod1(IpFamily::V6), world::pod2(IpFamily::V6));
+    let redirect = |destination: IpAddr| {
+        Packet::icmp(world::node(IpFamily::V6), pod1, 137, 0, [0; 4])
+            .carrying(&[pod(destination), pod(destination)].concat())
+            .on_wire(POD1.mac, POD1.peer)
+    };
+    node.sends(POD1, &redirect(pod1)).is_dropped(Outcome::DropRedirect);
+    // The way to somebody else is the kernel's affair.
+    node.sends(POD1, &redirect(pod2)).is_left_alone();
 }
 
 #[test]

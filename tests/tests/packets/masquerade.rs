@@ -24,6 +24,9 @@ wires! {
     rule_72_the_source_is_the_address_of_the_device,
     rule_73_an_internal_local_policy_masquerades_who_is_no_pod_as_well,
     rule_74_a_pod_reaches_itself_through_a_node_port,
+    rule_74_a_pod_reaches_itself_through_a_cluster_ip,
+    rule_74_a_pod_asks_itself_from_the_port_that_it_serves,
+    a_pod_reaches_itself_by_the_stack_where_others_stand_at_its_device,
     rule_75b_a_process_of_the_node_sees_the_client,
     neighbours_on_a_bridge_meet_by_mac_both_ways,
     what_netfilter_has_masqueraded_is_left_alone,
@@ -55,6 +58,8 @@ struct Way {
     leaves_by: Device,
     /// The address that the endpoint sees.
     seen: SocketAddr,
+    /// What arrives goes back at once by its device.
+    turned: bool,
 }
 
 impl Way {
@@ -68,6 +73,7 @@ impl Way {
             endpoint: wire.at(world::remote, TARGET),
             leaves_by: UPLINK,
             seen: wire.at(world::node, 0),
+            turned: false,
         }
     }
 
@@ -87,7 +93,12 @@ impl Way {
     /// The request goes through the node; returns what the endpoint sees as its client.
     #[track_caller]
     fn goes(&self, node: &Node, outcome: Outcome, packet: &Packet) -> SocketAddr {
-        node.arrives(self.came_by, packet).becomes_due(outcome, &packet.clone().to(self.endpoint));
+        let (ran, expected) = (node.arrives(self.came_by, packet), packet.clone().to(self.endpoint));
+        if self.turned {
+            ran.goes_back(outcome, tc_index::REQUEST_SNAT, &expected.turned_round());
+        } else {
+            ran.becomes_due(outcome, &expected);
+        }
         self.goes_out(node, packet)
     }
 
@@ -105,7 +116,12 @@ impl Way {
     #[track_caller]
     fn comes(&self, node: &Node, seen: SocketAddr, outcome: Outcome, back: fn(Wire, SocketAddr, SocketAddr) -> Packet) {
         let packet = at(self.leaves_by, back(self.wire, self.endpoint, seen));
-        node.arrives(self.leaves_by, &packet).becomes(Outcome::Unmasqueraded, &packet.clone().to(self.client));
+        let (ran, expected) = (node.arrives(self.leaves_by, &packet), packet.clone().to(self.client));
+        if self.turned {
+            ran.goes_back(Outcome::Unmasqueraded, tc_index::NOT_OURS, &expected.turned_round());
+        } else {
+            ran.becomes(Outcome::Unmasqueraded, &expected);
+        }
         let leaving = out_of(self.came_by, packet.to(self.client));
         node.leaves(self.came_by, &leaving).becomes(outcome, &leaving.clone().from(self.vip));
     }
@@ -225,13 +241,60 @@ fn rule_72_the_source_is_the_address_of_the_device(wire: Wire) {
     way.works(&serving(&way, Settings::default()));
 }
 
+/// A pod that is its own endpoint.
+fn to_itself(wire: Wire, vip: SocketAddr) -> Way {
+    Way {
+        client: wire.at(world::pod1, 51_234),
+        came_by: POD1,
+        vip,
+        endpoint: wire.at(world::pod1, TARGET),
+        leaves_by: POD1,
+        turned: true,
+        ..Way::through(wire)
+    }
+}
+
 fn rule_74_a_pod_reaches_itself_through_a_node_port(wire: Wire) {
-    let (client, vip) = (wire.at(world::pod1, 51_234), wire.at(world::node, NODE_PORT));
-    let endpoint = wire.at(world::pod1, TARGET);
-    let node = Node::serving(&[&web(wire).node_port(NODE_PORT).here(endpoint.ip())]);
-    let opening = at(POD1, wire.opening(client, vip));
-    let turned = opening.clone().from(wire.at(world::node, 51_234)).to(endpoint).on_wire(POD1.mac, POD1.peer);
-    node.arrives(POD1, &opening).is_redirected(Outcome::RequestNew, &turned);
+    let way = to_itself(wire, wire.at(world::node, NODE_PORT));
+    way.works(&serving(&way, Settings::default()));
+}
+
+fn rule_74_a_pod_reaches_itself_through_a_cluster_ip(wire: Wire) {
+    let way = to_itself(wire, wire.at(world::vip, PORT));
+    way.works(&serving(&way, Settings::default()));
+}
+
+/// A policy's programs know a conversation by both directions of it.
+fn a_pod_reaches_itself_by_the_stack_where_others_stand_at_its_device(wire: Wire) {
+    let way = Way { turned: false, ..to_itself(wire, wire.at(world::vip, PORT)) };
+    let mut node = serving(&way, Settings::default());
+    node.foreign(POD1);
+    way.works(&node);
+}
+
+/// As a server does that sends by the socket it is asked at: both halves would have one key.
+fn rule_74_a_pod_asks_itself_from_the_port_that_it_serves(wire: Wire) {
+    let way = to_itself(wire, wire.at(world::vip, PORT));
+    let way = Way { client: wire.at(world::pod1, TARGET), ..way };
+    let node = serving(&way, Settings::default());
+    let opening = way.opening();
+    let arrived = node.arrives(POD1, &opening);
+    let between = arrived.source();
+    assert_eq!(between.ip(), way.client.ip());
+    assert_ne!(between.port(), TARGET);
+    let routed = opening.clone().from(between).to(way.endpoint);
+    arrived.goes_back(Outcome::RequestNew, tc_index::REQUEST_SNAT, &routed.clone().turned_round());
+    let leaving = out_of(POD1, routed);
+    let ran = node.leaves_marked(POD1, tc_index::REQUEST_SNAT, &leaving);
+    let seen = ran.source();
+    ran.becomes(Outcome::Masqueraded, &leaving.from(seen));
+    let answer = at(POD1, wire.answer(way.endpoint, seen));
+    let routed = answer.clone().to(between);
+    let turned = routed.clone().turned_round();
+    node.arrives(POD1, &answer).goes_back(Outcome::Unmasqueraded, tc_index::NOT_OURS, &turned);
+    let leaving = out_of(POD1, routed);
+    let home = leaving.clone().from(way.vip).to(way.client);
+    node.leaves(POD1, &leaving).becomes(Outcome::ReplyHalfOpen, &home);
 }
 
 fn rule_75b_a_process_of_the_node_sees_the_client(wire: Wire) {
@@ -380,15 +443,10 @@ fn rule_74_of_several_addresses_a_pod_that_serves_itself_sees_the_kernels_choice
     if !kernel_tells_sources() {
         return;
     }
-    let talk = Talk::to(wire, wire.at(world::pod1, TARGET));
-    let mut node = Node::serving(&[&web(wire).here(talk.endpoint.ip())]);
+    let way = to_itself(wire, wire.at(world::vip, PORT));
+    let mut node = serving(&way, Settings::default());
     node.first_source(POD1, world::bridge);
-    let ran = node.arrives(POD1, &talk.opening());
-    assert_eq!(ran.source().ip(), world::node(wire.family));
-    ran.is_redirected(
-        Outcome::RequestNew,
-        &talk.opening().from(wire.at(world::node, talk.client.port())).to(talk.endpoint).on_wire(POD1.mac, POD1.peer),
-    );
+    way.works(&node);
 }
 
 /// `BPF_FIB_LOOKUP_SRC` came with 6.7; before, it is the first address.

@@ -3,7 +3,7 @@
 use fairlead_tests::packet::world::{self, POD1, UPLINK};
 use fairlead_tests::packet::{ACK, FIN, Node, PSH, RST, Table, Wire};
 use proxy_agent::model::{IpFamily, Protocol};
-use proxy_common::abi::{Direction, Flow, FlowKey};
+use proxy_common::abi::{Direction, Flow, FlowKey, tc_index};
 use proxy_common::{Family, Outcome, V4, V6};
 
 use crate::cases::{PORT, TARGET, Talk, at, by_now, other, out_of, to_remote, web};
@@ -149,11 +149,14 @@ fn the_nodes_own_packet_keeps_off_the_tuple_of_a_pod_that_serves_itself(family: 
     let endpoint = wire.at(world::pod1, TARGET);
     let node = Node::serving(&[&web(wire).here(endpoint.ip())]);
     let opening = at(POD1, wire.opening(wire.at(world::pod1, 50_000), wire.at(world::vip, PORT)));
-    let as_node = node.arrives(POD1, &opening).source();
+    let routed = out_of(POD1, opening.clone().to(endpoint));
+    let turned = opening.clone().to(endpoint).turned_round();
+    node.arrives(POD1, &opening).goes_back(Outcome::RequestNew, tc_index::REQUEST_SNAT, &turned);
+    let as_node = node.leaves_marked(POD1, tc_index::REQUEST_SNAT, &routed).source();
     let direct = wire.opening(as_node, endpoint).on_wire(POD1.mac, POD1.peer);
     let ran = node.sends(POD1, &direct);
     let port = ran.source().port();
-    assert_ne!(port, as_node.port(), "the answer would be turned round to the pod");
+    assert_ne!(port, as_node.port(), "the answer would be taken for the pod's");
     ran.becomes(Outcome::DirectRewritten, &direct.clone().from_port(port));
 }
 

@@ -183,7 +183,7 @@ impl Devices {
                 notice = changes.next() => take(notice?, &handle, &mut inventory).await?,
                 _ = reread.tick() => {
                     inventory.replace(netlink::read_all(&handle).await?);
-                    reply_rules = ReplyRules::default();
+                    reply_rules.doubt();
                 }
                 ended = &mut fitting => return ended.map_err(|_| DevicesError::Panicked)?,
                 // Whoever would say so may have ended instead, which is heard above.
@@ -203,28 +203,44 @@ impl Devices {
     }
 }
 
-/// The node's rules for replies, as they were set last.
+/// The node's rules for replies.
 #[derive(Default)]
-struct ReplyRules(Option<BTreeSet<Rule>>);
+struct ReplyRules {
+    /// As they were set last; none while they may be others.
+    set: Option<BTreeSet<Rule>>,
+    /// What has been said of failures, and of others' rules.
+    failed: Vec<String>,
+    rivals: Vec<Rule>,
+}
 
 impl ReplyRules {
+    /// Somebody may have changed them. Where there are none to be, that changes nothing.
+    fn doubt(&mut self) {
+        self.set = self.set.take().filter(BTreeSet::is_empty);
+    }
+
     /// Brings them into step. What cannot be set is told, and tried again with the next change or reading.
     async fn follow(&mut self, goal: &Goal, handle: &Handle) {
         let wanted = goal.rules();
-        if self.0.as_ref() == Some(wanted) {
+        if self.set.as_ref() == Some(wanted) {
             return;
         }
-        match rules::set(handle, wanted).await {
-            Ok(Changed { changes, rivals }) => {
-                changes.iter().for_each(|change| tracing::info!(change, "rules for replies"));
-                let news = if changes.is_empty() { &[] } else { rivals.as_slice() };
-                for rule in news {
-                    tracing::warn!(%rule, "another rule reads the bits of --reply-mark; give it bits that nobody uses");
-                }
+        let (changed, failed) = match rules::set(handle, wanted).await {
+            Ok(changed) => {
+                let failed = changed.failed.iter().map(ToString::to_string).collect();
+                (changed, failed)
             }
-            Err(error) => tracing::error!(%error, "replies may leave by another uplink than their requests came in by"),
+            Err(error) => (Changed { rivals: self.rivals.clone(), ..Changed::default() }, vec![error.to_string()]),
+        };
+        changed.changes.iter().for_each(|change| tracing::info!(change, "rules for replies"));
+        for rule in changed.rivals.iter().filter(|rule| !self.rivals.contains(rule)) {
+            tracing::warn!(%rule, "another rule reads the bits of --reply-mark; give it bits that nobody uses");
         }
-        self.0 = Some(wanted.clone());
+        for error in failed.iter().filter(|error| !self.failed.contains(error)) {
+            tracing::error!(error, "replies may leave by another uplink than their requests came in by");
+        }
+        self.set = failed.is_empty().then(|| wanted.clone());
+        (self.rivals, self.failed) = (changed.rivals, failed);
     }
 }
 

@@ -188,7 +188,7 @@ fn reply_rules(report: &mut Report) {
             for rule in &rules.own {
                 report.add(Weight::Ok, format!("rule for replies: {rule}"));
             }
-            for rule in rules.rivals(rules.own.iter().fold(0, |bits, rule| bits | rule.mask)) {
+            for rule in rules.rivals(&rules.own) {
                 report.add(Weight::Note, format!("another rule reads the bits of --reply-mark: {rule}"));
             }
         }

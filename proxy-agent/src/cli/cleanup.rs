@@ -98,7 +98,10 @@ fn remove_rules(report: &mut Vec<String>, problems: &mut Vec<String>) -> anyhow:
         Ok::<_, netlink::NetlinkError>(rules::set(&handle, &BTreeSet::new()).await)
     })?;
     match removed {
-        Ok(changed) => report.extend(changed.changes.into_iter().map(|change| format!("rule for replies: {change}"))),
+        Ok(changed) => {
+            report.extend(changed.changes.into_iter().map(|change| format!("rule for replies: {change}")));
+            problems.extend(changed.failed.iter().map(ToString::to_string));
+        }
         Err(error) => problems.push(error.to_string()),
     }
     Ok(())

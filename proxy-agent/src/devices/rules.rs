@@ -35,9 +35,14 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Rules of others that read some of these bits, and not all 32 as one number.
-    pub fn rivals(&self, bits: u32) -> impl Iterator<Item = &Rule> {
-        self.others.iter().filter(move |rule| rule.mask & bits != 0 && rule.mask != u32::MAX)
+    /// Rules of others that read bits of these rules, or match a packet that carries the mark of one and nothing else. Those
+    /// that compare all 32 bits with another number are common, and only match what has no mark of ours.
+    pub fn rivals<'a>(&'a self, own: impl IntoIterator<Item = &'a Rule> + Clone) -> impl Iterator<Item = &'a Rule> {
+        let disturb = |rule: &Rule, own: &Rule| {
+            let reads_bits = rule.mask != u32::MAX && rule.mask & own.mask != 0;
+            rule.family == own.family && (reads_bits || (rule.mask != 0 && own.mark & rule.mask == rule.mark))
+        };
+        self.others.iter().filter(move |rule| own.clone().into_iter().any(|own| disturb(rule, own)))
     }
 }
 
@@ -67,19 +72,22 @@ pub struct Changed {
     pub changes: Vec<String>,
     /// Rules of others that read the same bits.
     pub rivals: Vec<Rule>,
+    /// What could not be added or removed.
+    pub failed: Vec<RuleError>,
 }
 
-/// Makes ours these: adds what is missing before it removes what is too much.
+/// Makes ours these: adds what is missing before it removes what is too much. A rule that fails keeps no other one back.
 pub async fn set(handle: &Handle, wanted: &BTreeSet<Rule>) -> Result<Changed, RuleError> {
     let now = read(handle).await?;
-    let rivals = now.rivals(wanted.iter().fold(0, |bits, rule| bits | rule.mask)).copied().collect();
-    let mut changes = Vec::new();
+    let mut changed = Changed { rivals: now.rivals(wanted).copied().collect(), ..Changed::default() };
+    let mut note = |[what, done]: [&str; 2], rule: &Rule, result: Result<(), rtnetlink::Error>| match result {
+        Ok(()) => changed.changes.push(format!("{done} {rule}")),
+        Err(source) => changed.failed.push(RuleError { what: format!("{what} the rule {rule}"), source }),
+    };
     for rule in wanted.iter().filter(|rule| !now.own.contains(rule)) {
         let mut request = handle.rule().add();
         *request.message_mut() = encode(rule);
-        let added = request.execute().await;
-        added.map_err(|source| RuleError { what: format!("add the rule {rule}"), source })?;
-        changes.push(format!("added {rule}"));
+        note(["add", "added"], rule, request.execute().await);
     }
     let mut kept = BTreeSet::new();
     for (rule, message) in now.messages {
@@ -87,11 +95,9 @@ pub async fn set(handle: &Handle, wanted: &BTreeSet<Rule>) -> Result<Changed, Ru
         if wanted.contains(&rule) && kept.insert(rule) {
             continue;
         }
-        let removed = handle.rule().del(message).execute().await;
-        removed.map_err(|source| RuleError { what: format!("remove the rule {rule}"), source })?;
-        changes.push(format!("removed {rule}"));
+        note(["remove", "removed"], &rule, handle.rule().del(message).execute().await);
     }
-    Ok(Changed { changes, rivals })
+    Ok(changed)
 }
 
 fn encode(rule: &Rule) -> RuleMessage {
@@ -151,6 +157,27 @@ mod tests {
                 assert_eq!(decode(&encode(&rule)), Some(rule));
             }
         }
+    }
+
+    #[test]
+    fn rivals_read_our_bits_or_match_our_marks() {
+        let rule = |mark, mask| Rule { family: IpFamily::V4, priority: 9, mark, mask, table: 7, not_default: false };
+        let own = BTreeSet::from([rule(0x1000, 0x3000), rule(0x2000, 0x3000)]);
+        for (mark, mask, rival) in [
+            (0x1000, u32::MAX, true),
+            (0x3000, u32::MAX, false),
+            (0x1001, u32::MAX, false),
+            (0x4000, 0x6000, true),
+            (0x0000, 0x1000, true),
+            (0x0000, 0xc000, true),
+            (0x4000, 0xc000, false),
+            (0x0000, 0x0000, false),
+        ] {
+            let rules = Rules { others: vec![rule(mark, mask)], ..Rules::default() };
+            assert_eq!(rules.rivals(&own).count(), usize::from(rival), "{mark:#x}/{mask:#x}");
+        }
+        let other_family = Rule { family: IpFamily::V6, ..rule(0x1000, 0x3000) };
+        assert_eq!(Rules { others: vec![other_family], ..Rules::default() }.rivals(&own).count(), 0);
     }
 
     #[test]

@@ -1,10 +1,15 @@
 //! A node of two uplinks, whose pods' packets leave by the second one as a CNI's policy rules say: the replies to what
 //! came in by the first one leave by the first one with `--reply-mark`, and by the second one without.
 
-use std::net::SocketAddr;
+use std::{collections::BTreeSet, net::SocketAddr};
 
 use anyhow::Result;
 use fairlead_lab::{AgentOptions, Ask, Lab, Outcome, Proto, server::wait_until, topology::UPLINK};
+
+use proxy_agent::{
+    devices::{netlink, replies::Rule, rules},
+    model::IpFamily,
+};
 
 use crate::cell::{Cell, Cluster, Combo, PATIENCE, answered, eventually};
 
@@ -116,8 +121,12 @@ fn the_rules_follow_the_routes_and_go_with_cleanup() {
     assert!(check.contains("rule for replies: IPv4 100: fwmark 0x1000/0x3000 lookup 254"), "{check}");
     agent.stop().unwrap();
     assert_eq!(both(), (3, 3), "they stay while nobody runs");
+    // Of somebody who has our number for another purpose.
+    node.output("ip", &["rule", "add", "fwmark", "0x1000", "lookup", "77", "priority", "50"]).unwrap();
     agent.restart(&cluster.lab).unwrap();
     assert!(wait_until(PATIENCE, || both() == (3, 3)), "{}", own_rules(&cluster));
+    let rival = || agent.log_text().contains("another rule reads the bits of --reply-mark");
+    assert!(wait_until(PATIENCE, rival), "{}", agent.log_text());
     agent.stop().unwrap();
     assert_eq!(both(), (3, 3), "they stay while nobody runs");
     let said = agent.fairlead(&["cleanup"]).unwrap();
@@ -125,4 +134,22 @@ fn the_rules_follow_the_routes_and_go_with_cleanup() {
     assert_eq!(both(), (0, 0), "{}", own_rules(&cluster));
     // Those of others stay.
     assert_eq!((count("512:"), count("1536:")), (2, 2), "{}", own_rules(&cluster));
+}
+
+/// The kernel takes no rule of IPv6 that asks no table.
+#[test]
+fn a_rule_that_the_kernel_refuses_keeps_no_other_one_back() {
+    let cluster = Cluster::own(Cell::named("routed_plain"), AgentOptions::default());
+    let rule =
+        |table| Rule { family: IpFamily::V6, priority: 99, mark: 0x1000, mask: 0x1000, table, not_default: false };
+    let wanted = BTreeSet::from([rule(0), rule(TABLE)]);
+    let set = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async { rules::set(&netlink::questions().expect("a socket"), &wanted).await })
+    };
+    let changed = cluster.lab.node.ns.run(set).expect("the namespace is there").expect("rules are read");
+    assert_eq!(changed.changes, [format!("added IPv6 99: fwmark 0x1000/0x1000 lookup {TABLE}")]);
+    let [failed] = &changed.failed[..] else { panic!("{changed:?}") };
+    assert!(failed.to_string().starts_with("cannot add the rule IPv6 99: fwmark 0x1000/0x1000 lookup 0: "), "{failed}");
+    assert!(own_rules(&cluster).contains(&format!("lookup {TABLE}")), "{}", own_rules(&cluster));
 }

@@ -3,6 +3,9 @@
 //! One is for devices with an Ethernet header and is loaded at once. The other one, for those without, waits for the first
 //! of them: most nodes have none, and the verifier takes its time. Both work on the same maps.
 
+mod flat;
+
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -22,6 +25,7 @@ use super::probe::Features;
 use super::settings::Wanted;
 use super::sys;
 use crate::config::Sizes;
+use flat::Flat;
 
 /// The eBPF object that belongs to this agent.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FAIRLEAD_EBPF_OBJECT"));
@@ -107,9 +111,11 @@ pub enum LoadError {
     /// The object lacks something.
     #[error("the eBPF object has no {0}")]
     Missing(&'static str),
-    /// The programs for devices without Ethernet did not load when they were needed first.
-    #[error("{0}")]
-    Flat(String),
+    /// The programs for devices without Ethernet did not load.
+    #[error(
+        "the programs for devices without an Ethernet header do not load; the log says why, and they are tried again"
+    )]
+    Flat,
 }
 
 /// What a map looks like.
@@ -201,7 +207,7 @@ fn sized(mut shapes: BTreeMap<String, Shape>, sizes: &Sizes, ipv6: bool) -> BTre
 #[derive(Clone, Debug)]
 pub struct Options<'a> {
     /// What to load: [`OBJECT`], unless another is asked for.
-    pub object: &'a [u8],
+    pub object: &'a Cow<'static, [u8]>,
     /// Where the pins are.
     pub pins: &'a PinRoot,
     /// Map sizes.
@@ -239,10 +245,10 @@ type Stubs = [(&'static str, SchedClassifier); 2];
 #[derive(Debug)]
 pub struct Programs {
     common: Common,
+    /// What those of devices with Ethernet were loaded from.
+    object: Cow<'static, [u8]>,
     stubs: Stubs,
-    /// Those of devices without Ethernet, once they are needed; or why they cannot be had, which another attempt would not
-    /// change.
-    flat: Option<Result<Stubs, String>>,
+    flat: Flat,
 }
 
 /// What both objects are loaded with.
@@ -252,16 +258,6 @@ struct Common {
     sizes: Sizes,
     ipv6: bool,
     reply_mark: u32,
-}
-
-fn load_flat(common: &Common) -> Result<Stubs, LoadError> {
-    let began = std::time::Instant::now();
-    let mut ebpf = create_maps(FLAT_OBJECT, common)?;
-    load_programs(&mut ebpf)?;
-    switch(&mut ebpf, &FLAT, &common.pins)?;
-    let took_ms = began.elapsed().as_millis() as u64;
-    tracing::info!(took_ms, "programs loaded for devices without an Ethernet header");
-    stubs(&FLAT, &common.pins)
 }
 
 /// The pinned stubs.
@@ -283,13 +279,8 @@ impl Programs {
     /// The stub that is attached under this name, [`INGRESS_STUB`] or [`EGRESS_STUB`]. The first of a `flat` device loads
     /// its programs.
     pub fn stub(&mut self, name: &'static str, flat: bool) -> Result<&mut SchedClassifier, LoadError> {
-        let Self { common, stubs, flat: others } = self;
-        let stubs = if flat {
-            let load = || load_flat(common).map_err(|error| format!("the programs for it do not load: {error}"));
-            others.get_or_insert_with(load).as_mut().map_err(|why| LoadError::Flat(why.clone()))?
-        } else {
-            stubs
-        };
+        let Self { common, stubs, flat: others, .. } = self;
+        let stubs = if flat { others.stubs(common)? } else { stubs };
         let stub = stubs.iter_mut().find(|(stub, _)| *stub == name);
         stub.map(|(_, program)| program).ok_or(LoadError::Missing(name))
     }
@@ -301,7 +292,7 @@ impl Programs {
         flat: bool,
         then: impl FnOnce(&mut SchedClassifier) -> Result<T, E>,
     ) -> Result<T, E> {
-        let object = if flat { FLAT_OBJECT } else { OBJECT };
+        let object = if flat { FLAT_OBJECT } else { &self.object };
         let mut ebpf = create_maps(object, &self.common)?;
         let stub = classifier(&mut ebpf, name)?;
         stub.load().map_err(|source| LoadError::Program { program: name, source })?;
@@ -318,14 +309,14 @@ pub fn load(options: &Options<'_>) -> Result<Programs, LoadError> {
         tracing::debug!(%error, "cannot lift the limit on locked memory");
     }
     check_versions(options.pins)?;
-    let Options { object, pins, sizes, ipv6, reply_mark, .. } = *options;
+    let &Options { object, pins, sizes, ipv6, reply_mark, .. } = options;
     let common = Common { pins: pins.clone(), sizes: *sizes, ipv6, reply_mark };
     let mut ebpf = create_maps(object, &common)?;
     configure(&mut ebpf, options)?;
     // All are verified before the first is switched in.
     load_programs(&mut ebpf)?;
     switch(&mut ebpf, &ETHERNET, pins)?;
-    Ok(Programs { common, stubs: stubs(&ETHERNET, pins)?, flat: None })
+    Ok(Programs { common, object: object.clone(), stubs: stubs(&ETHERNET, pins)?, flat: Flat::default() })
 }
 
 /// Creates the maps of an object, or takes over those that are pinned and are as they should be.

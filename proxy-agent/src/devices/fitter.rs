@@ -122,6 +122,8 @@ pub(super) struct Fitter {
     touched: BTreeSet<u32>,
     /// Attached to again because of what was found there.
     again: BTreeSet<u32>,
+    /// What was said of a device that cannot be served, or not any more.
+    complaints: BTreeMap<u32, String>,
     file: ToldFile,
     /// What it says.
     told: Option<Vec<Told>>,
@@ -137,8 +139,9 @@ impl Fitter {
         places: Places,
     ) -> Self {
         let (now, seen) = (Desired::default(), BTreeMap::new());
-        let (touched, again) = (BTreeSet::new(), BTreeSet::new());
-        Self { attacher, map, goals, now, census, places, looked: None, seen, touched, again, file, told: None }
+        let (touched, again, complaints) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
+        let (looked, told) = (None, None);
+        Self { attacher, map, goals, now, census, places, looked, seen, touched, again, complaints, file, told }
     }
 
     /// Follows the goals until they are over. Says when all of a goal has been tried for the first time.
@@ -255,6 +258,7 @@ impl Fitter {
                 if let Err(error) = self.map.remove(index) {
                     tracing::warn!(ifindex = index, %error, "cannot remove a device's entry");
                 }
+                self.complaints.remove(&index);
                 if let Some(old) = self.now.devices.remove(&index) {
                     tracing::info!(device = %old.name, ifindex = index, "device forgotten");
                 }
@@ -266,13 +270,23 @@ impl Fitter {
                 match self.attacher.detach(index, &name) {
                     Ok(()) => {
                         tracing::info!(device = %name, ifindex = index, "programs detached");
+                        self.complaints.remove(&index);
                         if let Some(now) = self.now.devices.get_mut(&index) {
                             now.programs = false;
                         }
                     }
-                    Err(error) => report(&error),
+                    Err(error) => self.complain(index, &error),
                 }
             }
+        }
+    }
+
+    /// Reports why a device is not as it should be, where that is news: it is tried again each second.
+    fn complain(&mut self, index: u32, error: &AttachError) {
+        let why = error.to_string();
+        if self.complaints.get(&index) != Some(&why) {
+            report(error);
+            self.complaints.insert(index, why);
         }
     }
 
@@ -285,10 +299,19 @@ impl Fitter {
                 now.role = next.role;
                 now.why.clone_from(&next.why);
             }
-            Err(error) if is_full(&error) => {
-                tracing::error!(device = %next.name, "DEVICES is full; give --max-devices a larger number and restart");
+            Err(error) => {
+                let why = error.to_string();
+                let known = self.complaints.insert(index, why.clone());
+                match () {
+                    () if known.as_ref() == Some(&why) => {}
+                    () if is_full(&error) => {
+                        tracing::error!(
+                            device = %next.name, "DEVICES is full; give --max-devices a larger number and restart"
+                        );
+                    }
+                    () => tracing::error!(device = %next.name, %error, "cannot describe a device"),
+                }
             }
-            Err(error) => tracing::error!(device = %next.name, %error, "cannot describe a device"),
         }
     }
 
@@ -299,9 +322,10 @@ impl Fitter {
         let target = Target { ifindex: index, name, flat: *flat, foreign_egress: *foreign_egress };
         let began = Instant::now();
         if let Err(error) = self.attacher.attach(target) {
-            report(&error);
+            self.complain(index, &error);
             return;
         }
+        self.complaints.remove(&index);
         now.programs = true;
         now.foreign_egress = next.foreign_egress;
         now.flat = next.flat;

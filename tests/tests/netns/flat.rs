@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use fairlead_lab::{
     AgentOptions, Ask, Host, Lab, Load, LoadPlan, Proto, server::wait_until, topology::OVERLAY, tun::TunPair,
 };
-use proxy_common::Outcome;
+use proxy_common::{ABI_VERSION, Outcome};
 
 use crate::cell::{Cell, Cluster, Combo, PATIENCE, answered, eventually};
 
@@ -153,4 +153,26 @@ fn a_tun_that_comes_and_goes_is_served_each_time() {
         drop(tun);
         assert!(wait_until(PATIENCE, || served(false)), "round {round}: still listed\n{}", cluster.agent_log_tail());
     }
+}
+
+/// The place of one of their pins is taken: the programs do not load, which is told once, until they do.
+#[test]
+fn programs_that_do_not_load_for_a_tun_are_tried_again() {
+    let cluster = Cluster::own(Cell::named("routed_plain"), AgentOptions::default());
+    let pin_path = cluster.agent.lock().expect("no other case uses this cluster").pin_path.clone();
+    let taken = pin_path.join(format!("v{ABI_VERSION}/programs/flat_ingress_stub"));
+    std::fs::create_dir(&taken).expect("its place is taken");
+    cluster.lab.node.ns.output("ip", &["tuntap", "add", "dev", "flat0", "mode", "tun"]).expect("a tun");
+    cluster.lab.node.ns.output("ip", &["link", "set", "flat0", "up"]).expect("it is up");
+    let said = |what: &str| {
+        let agent = cluster.agent.lock().expect("no other case uses this cluster");
+        agent.log_text().lines().filter(|line| line.contains(what)).count()
+    };
+    let (cause, effect) = ("Ethernet header do not load; they are tried again", "cannot attach at ingress of flat0");
+    assert!(wait_until(PATIENCE, || said(cause) == 1 && said(effect) == 1), "{}", cluster.agent_log_tail());
+    // Each second the device is tried again, and the programs after five.
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!((said(cause), said(effect)), (1, 1), "{}", cluster.agent_log_tail());
+    std::fs::remove_dir(&taken).expect("its place is free");
+    assert!(wait_until(PATIENCE, || said("device served device=flat0") == 1), "{}", cluster.agent_log_tail());
 }

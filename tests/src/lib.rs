@@ -9,6 +9,7 @@ pub mod equivalence;
 pub mod foreign;
 pub mod image;
 pub mod nodes;
+pub mod not_run;
 pub mod packet;
 pub mod programs;
 pub mod rules;

@@ -33,7 +33,7 @@ pub(crate) struct Args {
     /// Other kernels run every test also where they have to be emulated, for hours.
     #[arg(long)]
     all: bool,
-    /// Who serves the cells of the matrix in the agents' place.
+    /// Who serves the cells of the matrix in the agents' place; of no other tier.
     #[arg(long, value_enum, value_name = "PROXY")]
     with: Option<Proxy>,
     /// Names of tests, or other options of the test programs, after `--`.
@@ -66,16 +66,28 @@ impl Args {
     fn requires(&self, tier: Tier) -> bool {
         self.require.contains(&tier) || machine::is_ci()
     }
+
+    /// Then a case that this kernel lacks something for has to pass on another one.
+    fn runs_on_every_kernel(&self) -> bool {
+        self.filter.is_empty()
+            && Tier::ALL.into_iter().all(|tier| self.requires(tier) && self.selected().contains(&tier))
+    }
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let selected = args.selected();
+    if let Some(other) = selected.iter().find(|tier| args.with.is_some() && **tier != Tier::Matrix) {
+        bail!(
+            "--with is for the matrix tier alone, and {} would run: `./x test matrix --with kube-proxy`",
+            other.name()
+        );
+    }
     let setup = tier::prepare(&selected);
     if let Some(error) = &setup {
         println!("test: {error:#}\ntest: going on with the tiers that can do without");
     }
     ran::forget().context("the results of an earlier run")?;
-    let rows: Vec<Row> = selected
+    let mut rows: Vec<Row> = selected
         .iter()
         .map(|&tier| match tier.obstacle() {
             Some(reason) => Row::not_run(tier, reason, args.requires(tier)),
@@ -86,6 +98,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             None => run_tier(tier, &args.filter, args.with),
         })
         .collect();
+    if args.runs_on_every_kernel() {
+        report::nobody_ran(&mut rows);
+    }
     report::print(&rows);
     let failed: Vec<&str> = rows.iter().filter(|row| row.failed()).map(|row| row.tier.name()).collect();
     if !failed.is_empty() {
@@ -192,14 +207,21 @@ mod tests {
     fn a_required_tier_is_selected_with_those_named() {
         let args = Args { tiers: vec![Tier::Packet], require: vec![Tier::Unit], ..Args::default() };
         assert_eq!(args.selected(), [Tier::Unit, Tier::Packet]);
-        assert!(args.requires(Tier::Unit));
+        assert!(args.requires(Tier::Unit) && !args.runs_on_every_kernel());
     }
 
     #[test]
     fn ci_requires_every_tier() {
         let args = Args::for_ci();
         assert_eq!(args.selected(), Tier::ALL);
-        assert!(Tier::ALL.into_iter().all(|tier| args.requires(tier)));
+        assert!(Tier::ALL.into_iter().all(|tier| args.requires(tier)) && args.runs_on_every_kernel());
+    }
+
+    #[test]
+    fn another_proxy_is_for_the_matrix_alone() {
+        let args = Args { tiers: vec![Tier::Matrix, Tier::Unit], with: Some(Proxy::KubeProxy), ..Args::default() };
+        let error = run(&args).unwrap_err().to_string();
+        assert!(error.starts_with("--with is for the matrix tier alone, and unit would run"), "{error}");
     }
 
     #[test]

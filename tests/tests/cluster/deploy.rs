@@ -22,7 +22,7 @@ use fairlead_lab::{
 use fairlead_tests::{
     controlplane::{Api, ControlPlane, SERVER},
     deploy::{self, Account, Kubelet},
-    foreign, image,
+    foreign, image, not_run,
 };
 use k8s_openapi::api::{
     authentication::v1::TokenRequest,
@@ -448,7 +448,7 @@ fn on_a_node_where_nobody_serves_the_api_yet_the_agent_waits_and_is_not_restarte
 fn the_image_is_small_and_takes_little_memory_with_a_hundred_services() {
     let _turn = Turn::beside();
     let Some(archive) = image::archive() else {
-        println!("not measured: there is no image here, and the program of a test is a larger one");
+        not_run::because("there is no image here, and the program of a test is a larger one");
         return;
     };
     let bytes = fs::metadata(&archive).unwrap().len();

@@ -22,7 +22,7 @@ const NOT_THERE: &str = "lookups";
 
 /// What an emulated processor does in some minutes: each outcome once, each kind of entry stored, and real sockets over
 /// routed and bridged veths beside netfilter.
-const SAMPLE: [&str; 13] = [
+const SAMPLE: [&str; 12] = [
     "outcomes::",
     "handshake::what_ingress_translated_egress_leaves_alone::tcp",
     "headers::ip",
@@ -34,8 +34,8 @@ const SAMPLE: [&str; 13] = [
     "cluster_ip::a_node_process_reaches_remote_endpoints::routed_conntrack",
     "node_port::rule_92_a_process_of_the_node_reaches_itself_by_its_node_port::routed_plain",
     "foreign::a_foreign_clsact",
-    "wires::an_ipip_device",
-    "wires::pods_behind_netkit",
+    // Devices that this machine's kernel need not make: nobody else runs these.
+    "wires::",
 ];
 
 /// A test program.
@@ -99,6 +99,7 @@ fn run_everywhere(filter: &[String], all: bool, counts: &mut Counts, notes: &mut
         let names = names.chain(own.not_run.iter_mut().map(|(name, _)| name));
         names.for_each(|name| *name = format!("{} {name}", kernel.series));
         counts.add(&own);
+        counts.names.append(&mut own.names);
         counts.not_run.append(&mut own.not_run);
         counts.failures.append(&mut own.failures);
         counts.reasons.append(&mut own.reasons);

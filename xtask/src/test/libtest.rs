@@ -44,13 +44,20 @@ impl Counts {
         } else if let Some((name, rest)) = line.strip_prefix("thread '").and_then(|rest| rest.split_once('\'')) {
             self.panicked = rest.contains(" panicked at ").then(|| name.to_owned());
         } else if let Some(name) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... ok")) {
-            self.names.push(name.to_owned());
+            // Side by side, tests say it on lines of their own.
+            self.passed_by(name.to_owned());
         } else if let Some((name, rest)) = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... ")) {
             self.broken = Some(name.to_owned()).filter(|_| !rest.starts_with("ignored"));
-        } else if line == "ok" {
-            let not_run = |name: &String| self.not_run.iter().any(|(other, _)| other == name);
-            let passed = self.broken.take().filter(|name| !not_run(name));
-            self.names.extend(passed);
+        } else if line == "ok"
+            && let Some(name) = self.broken.take()
+        {
+            self.passed_by(name);
+        }
+    }
+
+    fn passed_by(&mut self, name: String) {
+        if !self.not_run.iter().any(|(other, _)| *other == name) {
+            self.names.push(name);
         }
     }
 
@@ -119,10 +126,15 @@ mod tests {
         for line in ["test wires::a ... ", "not run here: wires::a: needs a bond", "ok", "test wires::b ... ok"] {
             counts.read(line);
         }
-        counts.read("test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s");
-        assert_eq!((counts.passed, counts.skipped), (1, 1));
-        assert_eq!(counts.not_run, [("wires::a".to_owned(), "needs a bond".to_owned())]);
-        assert_eq!(counts.names, ["wires::b"]);
+        // As several threads write it.
+        for line in ["", "not run here: wires::c: needs netkit", "test wires::d ... ok", "test wires::c ... ok"] {
+            counts.read(line);
+        }
+        counts.read("test result: ok. 4 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s");
+        assert_eq!((counts.passed, counts.skipped), (2, 2));
+        let [first, second] = [("wires::a", "needs a bond"), ("wires::c", "needs netkit")];
+        assert_eq!(counts.not_run, [first, second].map(|(name, why)| (name.to_owned(), why.to_owned())));
+        assert_eq!(counts.names, ["wires::b", "wires::d"]);
     }
 
     #[test]

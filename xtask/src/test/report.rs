@@ -1,5 +1,6 @@
 //! The table of tiers, and the closing line that CI reads.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::libtest::Counts;
@@ -46,6 +47,24 @@ impl Row {
 
     pub(super) fn failed(&self) -> bool {
         matches!(self.status, Status::Failed | Status::Required)
+    }
+}
+
+/// Each case that a kernel could not run has passed on another one, or it has failed: else nobody sees that it runs nowhere.
+pub(super) fn nobody_ran(rows: &mut [Row]) {
+    let passed: BTreeSet<String> = rows.iter().flat_map(|row| row.counts.names.iter().cloned()).collect();
+    for row in rows {
+        let counts = &mut row.counts;
+        for (name, why) in &counts.not_run {
+            // Behind a kernel's name, where it is that of another one.
+            if !name.split(' ').next_back().is_some_and(|name| passed.contains(name)) {
+                counts.skipped = counts.skipped.saturating_sub(1);
+                counts.failed += 1;
+                counts.failures.push(name.clone());
+                counts.reasons.push((name.clone(), format!("nobody has run it: {why}")));
+                row.status = Status::Failed;
+            }
+        }
     }
 }
 
@@ -127,6 +146,23 @@ mod tests {
         let text = render(&[row(Tier::Netns, Status::Failed, 0, 23)]);
         assert!(text.contains("netns: case_19\nnetns: and 3 more, named above\n"), "{text}");
         assert!(!text.contains("case_20"), "{text}");
+    }
+
+    #[test]
+    fn what_no_kernel_could_run_has_failed() {
+        let lacks = |name: &str| (name.to_owned(), "needs a bond".to_owned());
+        let mut rows = [row(Tier::Netns, Status::Passed, 3, 0), row(Tier::Kernels, Status::Passed, 2, 0)];
+        rows[0].counts.names = ["tcx".to_owned()].into();
+        rows[0].counts.not_run = ["wires::a", "wires::b"].map(lacks).into();
+        rows[0].counts.skipped = 2;
+        rows[1].counts.names = ["wires::a".to_owned()].into();
+        rows[1].counts.not_run = ["6.1 tcx", "6.1 wires::b"].map(lacks).into();
+        rows[1].counts.skipped = 2;
+        nobody_ran(&mut rows);
+        assert!(rows.iter().all(|row| row.failed() && (row.counts.failed, row.counts.skipped) == (1, 1)));
+        let text = render(&rows);
+        assert!(text.contains("netns: wires::b: nobody has run it: needs a bond\n"), "{text}");
+        assert!(!text.contains("netns: wires::a: nobody") && !text.contains("6.1 tcx: nobody"), "{text}");
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod assets;
 pub(crate) mod build;
 mod controllers;
 mod kube_proxy;
+pub mod node;
 mod passage;
 mod process;
 mod programs;

@@ -1,19 +1,23 @@
-//! Other people's programs on the node's devices: as few instructions as show what they see, by the kernel's plain interface.
+//! Other people's programs on the node's devices: as few instructions as show what they see.
 
 use std::{
+    ffi::{CStr, CString},
     io,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsRawFd as _, OwnedFd},
     path::Path,
 };
 
+use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_map_type, bpf_prog_type};
 use fairlead_lab::Namespace;
+
+use crate::sys::{bpf, made, zeroed};
 
 mod policy;
 
 pub use policy::Policy;
 
-/// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS` of `enum bpf_attach_type`.
-pub const TCX: [u32; 2] = [46, 47];
+/// The hooks of a device.
+pub const TCX: [u32; 2] = [bpf_attach_type::BPF_TCX_INGRESS as u32, bpf_attach_type::BPF_TCX_EGRESS as u32];
 
 /// Leaves the program, with register 0 as its verdict.
 pub const EXIT: u64 = insn(0x95, 0, 0, 0, 0);
@@ -31,59 +35,53 @@ pub const fn mov(register: u8, value: i32) -> u64 {
     insn(0xb7, register, 0, 0, value)
 }
 
-/// bpf(2) with an attribute block of 32-bit words.
-fn bpf(command: libc::c_int, words: &mut [u32; 36]) -> io::Result<i32> {
-    // SAFETY: the block is as long as stated, and the pointers in it are to live memory of the caller.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, words.as_mut_ptr(), size_of_val(words)) };
-    i32::try_from(result).ok().filter(|&result| result >= 0).ok_or_else(io::Error::last_os_error)
-}
-
-/// A command that returns a new descriptor.
-fn descriptor(command: libc::c_int, words: &mut [u32; 36]) -> io::Result<OwnedFd> {
-    // SAFETY: the kernel has just given it to us.
-    bpf(command, words).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-fn split(pointer: *const u8) -> [u32; 2] {
-    let address = pointer as u64;
-    [address as u32, (address >> 32) as u32]
-}
-
-/// Loads a program for tc.
-pub fn load(code: &[u64]) -> io::Result<OwnedFd> {
-    let license = c"Apache-2.0";
-    let mut words = [0u32; 36];
-    words[0] = 3; // BPF_PROG_TYPE_SCHED_CLS
-    words[1] = code.len() as u32;
-    words[2..4].copy_from_slice(&split(code.as_ptr().cast()));
-    words[4..6].copy_from_slice(&split(license.as_ptr().cast()));
-    descriptor(5, &mut words) // BPF_PROG_LOAD
+/// Loads a program for tc; others know it by this name.
+pub fn load(name: &CStr, code: &[u64]) -> io::Result<OwnedFd> {
+    let mut attr = zeroed();
+    // SAFETY: plain stores into a union whose other members are not read.
+    let load = unsafe { &mut attr.__bindgen_anon_3 };
+    load.prog_type = bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS as u32;
+    load.insns = code.as_ptr() as u64;
+    load.insn_cnt = code.len() as u32;
+    load.license = c"Apache-2.0".as_ptr() as u64;
+    // The last byte stays 0.
+    for (to, byte) in load.prog_name[..15].iter_mut().zip(name.to_bytes()) {
+        *to = *byte as libc::c_char;
+    }
+    made(bpf_cmd::BPF_PROG_LOAD, &mut attr)
 }
 
 /// A hash map.
 fn hash(key: u32, value: u32, entries: u32) -> io::Result<OwnedFd> {
-    let mut words = [0u32; 36];
-    words[..4].copy_from_slice(&[1, key, value, entries]); // BPF_MAP_TYPE_HASH
-    descriptor(0, &mut words) // BPF_MAP_CREATE
+    let mut attr = zeroed();
+    // SAFETY: plain stores into a union whose other members are not read.
+    let map = unsafe { &mut attr.__bindgen_anon_1 };
+    map.map_type = bpf_map_type::BPF_MAP_TYPE_HASH as u32;
+    (map.key_size, map.value_size, map.max_entries) = (key, value, entries);
+    made(bpf_cmd::BPF_MAP_CREATE, &mut attr)
 }
 
 /// Pins a program, for `tc` to find.
 pub fn pin(program: &OwnedFd, path: &Path) -> io::Result<()> {
-    let name = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())?;
-    let mut words = [0u32; 36];
-    words[0..2].copy_from_slice(&split(name.as_ptr().cast()));
-    words[2] = program.as_raw_fd() as u32;
-    bpf(6, &mut words).map(drop) // BPF_OBJ_PIN
+    let path = CString::new(path.as_os_str().as_encoded_bytes())?;
+    let mut attr = zeroed();
+    // SAFETY: plain stores into a union whose other members are not read.
+    let pin = unsafe { &mut attr.__bindgen_anon_4 };
+    pin.pathname = path.as_ptr() as u64;
+    pin.bpf_fd = program.as_raw_fd() as u32;
+    bpf(bpf_cmd::BPF_OBJ_PIN, &mut attr).map(drop)
 }
 
 /// A tcx link to a device of the namespace. It goes with its descriptor.
 pub fn attach(ns: &Namespace, device: &str, program: &OwnedFd, hook: u32) -> io::Result<OwnedFd> {
     ns.run(|| {
-        let mut words = [0u32; 36];
-        words[0] = program.as_raw_fd() as u32;
-        words[1] = nix::net::if_::if_nametoindex(device)?;
-        words[2] = hook;
-        descriptor(28, &mut words) // BPF_LINK_CREATE
+        let mut attr = zeroed();
+        // SAFETY: plain stores into a union whose other members are not read.
+        let link = unsafe { &mut attr.link_create };
+        link.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+        link.__bindgen_anon_2.target_ifindex = nix::net::if_::if_nametoindex(device)?;
+        link.attach_type = hook;
+        made(bpf_cmd::BPF_LINK_CREATE, &mut attr)
     })
     .map_err(io::Error::other)?
 }

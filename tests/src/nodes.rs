@@ -4,7 +4,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context as _, Result};
-use fairlead_lab::{Ask, Lab, LabConfig, Namespace, Proto, Server, ServiceSpec, manifest::EndpointSpec};
+use fairlead_lab::{
+    Agent, AgentOptions, Ask, Lab, LabConfig, Manifests, Namespace, Proto, Server, ServiceSpec, manifest::EndpointSpec,
+};
 
 use crate::rules::{Address, Client, Endpoint, Node};
 
@@ -34,6 +36,20 @@ impl Nodes {
             self.servers.push(Server::both(self.host_of(endpoint), endpoint.name(), &addrs)?);
         }
         Ok(())
+    }
+
+    /// Starts an agent on each, with further arguments, on one folder of manifests.
+    pub fn start_agents(&self, args: &[&str], manifests: &Manifests) -> Result<Vec<Agent>> {
+        let options = AgentOptions {
+            args: args.iter().map(Into::into).collect(),
+            manifests: Some(manifests.clone()),
+            ..AgentOptions::default()
+        };
+        std::thread::scope(|scope| {
+            let starts = self.labs.each_ref().map(|lab| scope.spawn(|| Agent::start(lab, options.clone())));
+            let joined = starts.map(|start| start.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            joined.into_iter().collect()
+        })
     }
 
     /// The lab of a node.

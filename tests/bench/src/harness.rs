@@ -6,11 +6,12 @@
 
 use std::{
     io, mem,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsRawFd as _, OwnedFd, RawFd},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_insn, bpf_prog_type};
+use aya_obj::generated::{bpf_cmd, bpf_insn, bpf_prog_type};
+use fairlead_tests::sys::{bpf, made, zeroed};
 use proxy_agent::dataplane::{pin::PinRoot, sys};
 use proxy_common::abi::program;
 
@@ -214,17 +215,6 @@ fn address_of(dst: u8, fd: RawFd) -> [bpf_insn; 2] {
     [insn(0x18, dst, 2, 0, fd), insn(0, 0, 0, 0, 0)]
 }
 
-fn bpf(cmd: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i64> {
-    // SAFETY: `attr` is a live bpf_attr of the size given; the callers fill it with pointers that outlive the call.
-    let ret = unsafe { libc::syscall(libc::SYS_bpf, cmd, std::ptr::from_mut(attr), size_of::<bpf_attr>()) };
-    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret) }
-}
-
-fn zeroed() -> bpf_attr {
-    // SAFETY: a union of integers, for which zero is valid and, for the kernel, "not given".
-    unsafe { mem::zeroed() }
-}
-
 fn load(code: &[bpf_insn]) -> io::Result<OwnedFd> {
     let mut attr = zeroed();
     // SAFETY: plain stores into a union whose other members are not read.
@@ -233,9 +223,7 @@ fn load(code: &[bpf_insn]) -> io::Result<OwnedFd> {
     load.insns = code.as_ptr() as u64;
     load.insn_cnt = code.len() as u32;
     load.license = c"GPL".as_ptr() as u64;
-    let fd = bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr)?;
-    // SAFETY: the call returned a new descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+    made(bpf_cmd::BPF_PROG_LOAD, &mut attr)
 }
 
 fn write(map: &OwnedFd, frame: &[u8]) -> io::Result<()> {

@@ -142,6 +142,13 @@ impl Agent {
         fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
+    /// The end of its log, for messages.
+    pub fn last_words(&self) -> String {
+        let log = self.log_text();
+        let lines: Vec<_> = log.lines().collect();
+        format!("the agent's last words:\n{}\n", lines[lines.len().saturating_sub(12)..].join("\n"))
+    }
+
     /// Its process id, while it runs.
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)

@@ -22,6 +22,8 @@ use crate::{
     wire::{self, Answer, Proto},
 };
 
+/// Silence is judged after this: an answer takes a hundredth of it.
+pub const SILENCE: Duration = Duration::from_millis(300);
 /// How long an answer is waited for. A busy machine makes a test slower, not red: what is lost shows in other ways, a
 /// datagram by an answer that never comes, a segment by [`Outcome::Resent`].
 pub const PATIENCE: Duration = Duration::from_secs(10);

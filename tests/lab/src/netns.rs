@@ -120,6 +120,13 @@ impl Namespace {
         feed(self.command("nft").args(["-f", "-"]), rules).with_context(|| format!("in namespace {}", self.name))
     }
 
+    /// Packets that a named counter of an `inet` table has counted.
+    pub fn nft_counter(&self, table: &str, name: &str) -> Result<u64> {
+        let listing = self.output("nft", &["list", "counter", "inet", table, name])?;
+        let count = listing.split_ascii_whitespace().skip_while(|word| *word != "packets").nth(1);
+        count.and_then(|count| count.parse().ok()).with_context(|| format!("no packets in {listing}"))
+    }
+
     /// Runs a command inside and returns what it wrote.
     pub fn output(&self, program: &str, args: &[&str]) -> Result<String> {
         run(self.command(program).args(args)).with_context(|| format!("in namespace {}", self.name))

@@ -44,7 +44,8 @@ impl Policy {
     /// Loads it for a pod that is reachable on this port.
     pub fn load(port: u16) -> io::Result<Self> {
         let seen = hash(KEY_LEN, 4, 65_536)?;
-        let programs = [load(&code(&seen, true, port))?, load(&code(&seen, false, port))?];
+        let load = |by_pod| load(c"policy", &code(&seen, by_pod, port));
+        let programs = [load(true)?, load(false)?];
         Ok(Self { programs, links: Vec::new(), pins: Vec::new(), _seen: seen })
     }
 

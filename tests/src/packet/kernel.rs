@@ -6,9 +6,11 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_insn, bpf_prog_type};
+use aya_obj::generated::{bpf_cmd, bpf_insn, bpf_prog_type};
+
+use crate::sys::{bpf, made, zeroed};
 
 /// `struct __sk_buff`, as far as test runs take or give it (`include/uapi/linux/bpf.h`).
 #[repr(C)]
@@ -200,9 +202,7 @@ fn load_btf() -> io::Result<OwnedFd> {
     let load = unsafe { &mut attr.__bindgen_anon_7 };
     load.btf = blob.as_ptr() as u64;
     load.btf_size = blob.len() as u32;
-    let fd = bpf(bpf_cmd::BPF_BTF_LOAD, &mut attr)?;
-    // SAFETY: the call returned a new descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+    made(bpf_cmd::BPF_BTF_LOAD, &mut attr)
 }
 
 fn load(code: &[bpf_insn]) -> io::Result<OwnedFd> {
@@ -224,21 +224,8 @@ fn load(code: &[bpf_insn]) -> io::Result<OwnedFd> {
     load.log_level = 1;
     load.log_buf = log.as_mut_ptr() as u64;
     load.log_size = log.len() as u32;
-    let fd = bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr).map_err(|error| {
+    made(bpf_cmd::BPF_PROG_LOAD, &mut attr).map_err(|error| {
         let text = String::from_utf8_lossy(&log);
         io::Error::other(format!("{error}: {}", text.trim_end_matches('\0')))
-    })?;
-    // SAFETY: the call returned a new descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
-}
-
-pub(super) fn zeroed() -> bpf_attr {
-    // SAFETY: a union of structs of integers.
-    unsafe { mem::zeroed() }
-}
-
-pub(super) fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<libc::c_long> {
-    // SAFETY: `attr` is a whole bpf_attr, and every pointer in it leads to memory of the stated length.
-    let ret = unsafe { libc::syscall(libc::SYS_bpf, command as libc::c_int, attr, size_of::<bpf_attr>()) };
-    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret) }
+    })
 }

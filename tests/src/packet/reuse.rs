@@ -11,9 +11,9 @@ use aya::maps::Map;
 use aya_obj::generated::{BPF_F_MMAPABLE, BPF_F_RDONLY_PROG, bpf_attr, bpf_cmd};
 use proxy_agent::dataplane::bpf::BpfDataplane;
 
-use super::kernel::{bpf, zeroed};
 use super::maps::Maps;
 use super::programs::Programs;
+use crate::sys::{bpf, zeroed};
 
 /// What loading an object gives.
 pub(super) struct Loaded {

@@ -161,7 +161,7 @@ impl Cluster {
 
     /// Puts somebody's program before all others at ingress of the client's device: its id, and what holds it there.
     fn in_front(&self) -> (u32, OwnedFd) {
-        let program = foreign::load(&[foreign::mov(0, -1), foreign::EXIT]).unwrap();
+        let program = foreign::load(c"stays_in_front", &[foreign::mov(0, -1), foreign::EXIT]).unwrap();
         let ifindex = self.client_device();
         let link = self.lab.node.ns.run(|| sys::attach_tcx(program.as_fd(), ifindex, false)).unwrap().unwrap();
         let id = sys::tcx_link(link.as_fd()).unwrap().unwrap().program_id;

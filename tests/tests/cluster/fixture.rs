@@ -7,10 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fairlead_lab::{Ask, Lab, LabConfig, Netfilter, Outcome, Proto, Server, Shape, manifest::NODE_NAME};
-use fairlead_tests::controlplane::{Api, ControlPlane, SERVER};
-use k8s_openapi::api::core::v1::{Node, Service};
-use serde_json::{Value, json};
+use fairlead_lab::{Ask, Lab, LabConfig, Netfilter, Outcome, Proto, Server, Shape};
+use fairlead_tests::controlplane::{Api, ControlPlane, SERVER, node};
+use k8s_openapi::api::core::v1::Service;
 
 use crate::{agent::Agent, alone, client::Client, objects, relay::Relay};
 
@@ -256,52 +255,9 @@ impl Vips {
     }
 }
 
-/// Creates the Node under test with its addresses.
+/// Creates the Node of this lab with its addresses.
 pub(crate) fn create_node(api: &Api, lab: &Lab) {
-    create_node_object(api, lab.node_name());
-    set_addresses(api, lab.node_name(), &[lab.node.v4.into(), lab.node.v6.into()]);
-}
-
-/// Creates a Node: the controllers pass over Pods of one that does not exist.
-pub(crate) fn create_node_object(api: &Api, name: &str) {
-    let node: Node = serde_json::from_value(json!({
-        "apiVersion": "v1", "kind": "Node",
-        "metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": "zone-a"}},
-    }))
-    .unwrap();
-    api.call(async move |client| {
-        let nodes = kube::Api::<Node>::all(client);
-        nodes.create(&kube::api::PostParams::default(), &node).await
-    })
-    .unwrap();
-}
-
-/// Gives the Node under test these InternalIPs.
-pub(crate) fn set_node_addresses(api: &Api, addresses: &[IpAddr]) {
-    set_addresses(api, NODE_NAME, addresses);
-}
-
-fn set_addresses(api: &Api, node: &str, addresses: &[IpAddr]) {
-    let addresses: Vec<_> = addresses.iter().map(|ip| json!({"type": "InternalIP", "address": ip})).collect();
-    set_node_status(api, node, &json!({"addresses": addresses}));
-}
-
-/// Moves a Node to another zone than `zone-a`.
-pub(crate) fn set_zone(api: &Api, node: &str, zone: &str) {
-    let (node, patch) = (node.to_owned(), json!({"metadata": {"labels": {"topology.kubernetes.io/zone": zone}}}));
-    api.call(async move |client| {
-        let (params, patch) = (kube::api::PatchParams::default(), kube::api::Patch::Merge(&patch));
-        kube::Api::<Node>::all(client).patch(&node, &params, &patch).await
-    })
-    .unwrap();
-}
-
-/// Reports this of a Node's status, as its kubelet does.
-pub(crate) fn set_node_status(api: &Api, node: &str, status: &Value) {
-    let (node, status) = (node.to_owned(), json!({"status": status}));
-    api.call(async move |client| {
-        let (params, patch) = (kube::api::PatchParams::default(), kube::api::Patch::Merge(&status));
-        kube::Api::<Node>::all(client).patch_status(&node, &params, &patch).await
-    })
-    .unwrap();
+    let addresses = [lab.node.v4.into(), lab.node.v6.into()];
+    let created = node::create(api, lab.node_name());
+    created.and_then(|()| node::set_addresses(api, lab.node_name(), &addresses)).unwrap();
 }

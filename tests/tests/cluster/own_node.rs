@@ -2,14 +2,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use fairlead_lab::{Outcome, Proto};
+use fairlead_lab::{Outcome, Proto, manifest::NODE_NAME};
+use fairlead_tests::controlplane::node;
 use k8s_openapi::api::core::v1::Service;
 use serde_json::json;
 
-use crate::{
-    fixture::{SOON, set_node_addresses},
-    upstream::world_for_one,
-};
+use crate::{fixture::SOON, upstream::world_for_one};
 
 #[test]
 fn rule_85_node_ports_follow_the_internal_ips_of_the_node() {
@@ -39,13 +37,14 @@ fn rule_85_node_ports_follow_the_internal_ips_of_the_node() {
     };
     answered_at(uplink, Some("pod-a"));
     answered_at(others, None);
-    set_node_addresses(&cluster.api, &others);
+    let have = |ips: &[IpAddr]| node::set_addresses(&cluster.api, NODE_NAME, ips).expect("a status");
+    have(&others);
     answered_at(others, Some("pod-a"));
     answered_at(uplink, None);
     // The first of each family counts.
-    set_node_addresses(&cluster.api, &[uplink, others].concat());
+    have(&[uplink, others].concat());
     answered_at(uplink, Some("pod-a"));
     answered_at(others, None);
-    set_node_addresses(&cluster.api, &uplink);
+    have(&uplink);
     cluster.lab.node.ns.ip_batch(&others.map(|ip| format!("address del {ip} dev lo\n")).concat()).unwrap();
 }

@@ -4,12 +4,9 @@
 //! one cluster of two nodes at the same time, so each has Services and Pods of its own. In comments and names `e2e N` is the
 //! place in the list of upstream's cases that `tests/conformance/e2e.yaml` keeps.
 
-use std::{
-    sync::{
-        PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+    atomic::{AtomicBool, Ordering},
 };
 
 use fairlead_lab::Proto;
@@ -41,8 +38,6 @@ mod world;
 
 /// Ports that every server listens on.
 const TARGETS: [u16; 3] = [TARGET, 8081, 8082];
-/// A packet that is dropped in silence is not answered within this; one that is served is, in a hundredth of it.
-const SILENCE: Duration = Duration::from_millis(300);
 
 /// The cluster of all these cases, and of others that need none to themselves; made when first needed.
 static SHARED: RwLock<Option<World>> = RwLock::new(None);

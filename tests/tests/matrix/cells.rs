@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use fairlead_lab::{Ask, Attempt, Conversation, Outcome, Proto, ServiceSpec};
+use fairlead_lab::{Ask, Attempt, Conversation, Outcome, Proto, ServiceSpec, client::SILENCE};
 use fairlead_tests::{
     nodes::{Nodes, spec},
     rules::{
@@ -22,8 +22,6 @@ use fairlead_tests::{
 
 use crate::{direct::Direct, proxy::Kind};
 
-/// Silence is judged after this: an answer takes a millisecond.
-const SILENCE: Duration = Duration::from_millis(300);
 /// Cells side by side.
 const WORKERS: usize = 48;
 /// The first port of clients that keep theirs: below the ephemeral ones.

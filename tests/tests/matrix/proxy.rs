@@ -5,17 +5,13 @@ use std::{
     sync::{Mutex, OnceLock, PoisonError, mpsc},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
-use fairlead_lab::{Agent, AgentOptions, Manifests, Namespace, ServiceSpec, janitor, manifest::EndpointSpec};
+use anyhow::{Result, bail, ensure};
+use fairlead_lab::{Agent, Manifests, Namespace, ServiceSpec, janitor, manifest::EndpointSpec};
 use fairlead_tests::{
-    controlplane::{Api, ControlPlane, KubeProxy},
+    controlplane::{ControlPlane, KubeProxy, node},
     nodes::Nodes,
 };
-use k8s_openapi::api::{
-    core::v1::{Node, Service},
-    discovery::v1::EndpointSlice,
-};
-use kube::api::{Patch, PatchParams, PostParams};
+use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use serde_json::json;
 
 use crate::{cells::services, shape::Topology};
@@ -66,23 +62,8 @@ impl Proxies {
     /// The ends of the agents' logs.
     pub(crate) fn last_words(&self) -> String {
         let Self::Fairlead(agents) = self else { return String::new() };
-        let tail = |agent: &Agent| {
-            let log = agent.log_text();
-            let lines: Vec<_> = log.lines().collect();
-            lines[lines.len().saturating_sub(12)..].join("\n")
-        };
-        agents.iter().map(|agent| format!("an agent's last words:\n{}\n", tail(agent))).collect()
+        agents.iter().map(Agent::last_words).collect()
     }
-}
-
-/// Starts something for both nodes at the same time.
-fn both<T: Send>(nodes: &Nodes, start: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
-    std::thread::scope(|scope| {
-        let start = &start;
-        let starts: Vec<_> = (0..nodes.labs.len()).map(|n| scope.spawn(move || start(n))).collect();
-        let joined = starts.into_iter().map(|one| one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        joined.collect()
-    })
 }
 
 fn agents(topology: &Topology, nodes: &Nodes) -> Result<Vec<Agent>> {
@@ -90,12 +71,7 @@ fn agents(topology: &Topology, nodes: &Nodes) -> Result<Vec<Agent>> {
     for (service, endpoint) in services() {
         manifests.apply(&service, &nodes.slices(&[endpoint]))?;
     }
-    let options = AgentOptions {
-        args: topology.agent_args().iter().map(Into::into).collect(),
-        manifests: Some(manifests),
-        ..AgentOptions::default()
-    };
-    both(nodes, |n| Agent::start(&nodes.labs[n], options.clone()))
+    nodes.start_agents(topology.agent_args(), &manifests)
 }
 
 /// The API server that all topologies share: their nodes, Services and endpoints have the same addresses.
@@ -148,7 +124,8 @@ fn control_plane(nodes: &[(&str, [IpAddr; 2])], objects: &[(ServiceSpec, Vec<End
     let plane = ControlPlane::start(&alone)?;
     let api = plane.api()?;
     for (name, addresses) in nodes {
-        create_node(&api, name, *addresses)?;
+        node::create(&api, name)?;
+        node::set_addresses(&api, name, addresses)?;
     }
     for (spec, endpoints) in objects {
         for v6 in [false, true] {
@@ -159,26 +136,8 @@ fn control_plane(nodes: &[(&str, [IpAddr; 2])], objects: &[(ServiceSpec, Vec<End
         let dual = service.spec.get_or_insert_default();
         dual.ip_family_policy = Some("RequireDualStack".to_owned());
         api.create(&service)?;
-        let status = json!({"status": service.status});
-        let name = spec.name.clone();
-        let patched = api.call(async move |client| {
-            let services = kube::Api::<Service>::namespaced(client, "default");
-            services.patch_status(&name, &PatchParams::default(), &Patch::Merge(&status)).await
-        });
-        patched.with_context(|| format!("the balancer's addresses of {}", spec.name))?;
+        // The balancer's addresses.
+        api.patch_status::<Service>("default", &spec.name, json!({"status": service.status}))?;
     }
     Ok(plane)
-}
-
-fn create_node(api: &Api, name: &str, addresses: [IpAddr; 2]) -> Result<()> {
-    let node: Node = serde_json::from_value(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}))?;
-    let addresses = addresses.map(|ip| json!({"type": "InternalIP", "address": ip}));
-    let status = json!({"status": {"addresses": addresses}});
-    let owned = name.to_owned();
-    let created = api.call(async move |client| {
-        let nodes = kube::Api::<Node>::all(client);
-        nodes.create(&PostParams::default(), &node).await?;
-        nodes.patch_status(&owned, &PatchParams::default(), &Patch::Merge(&status)).await
-    });
-    created.map(drop).with_context(|| format!("Node {name}"))
 }

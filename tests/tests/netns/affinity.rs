@@ -3,6 +3,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use fairlead_lab::{Agent, AgentOptions, Ask, Proto, server::wait_until};
+use fairlead_tests::listed;
 use serde_json::Value;
 
 use crate::cell::{Cell, Cluster, PATIENCE, answered};
@@ -11,9 +12,7 @@ use crate::cell::{Cell, Cluster, PATIENCE, answered};
 const CONNECTIONS: usize = 30;
 
 fn rows(agent: &Agent, service: &str) -> Result<Vec<Value>> {
-    let rows: Value = serde_json::from_str(&agent.fairlead(&["affinity", "-o", "json"])?)?;
-    let rows = rows.as_array().context("an array of rows")?.iter().filter(|row| row["service"] == service);
-    Ok(rows.cloned().collect())
+    Ok(listed::rows(agent, "affinity")?.into_iter().filter(|row| row["service"] == service).collect())
 }
 
 /// Who answers, of all these connections.

@@ -16,7 +16,10 @@ use fairlead_lab::{
     Agent, AgentOptions, Answer, Ask, Attempt, Capture, Flat, Lab, LabConfig, Manifests, Namespace, Netfilter, Proto,
     Server, ServiceSpec, Shape, capture, manifest::EndpointSpec, server::wait_until, topology::UPLINK,
 };
-use fairlead_tests::counters::{self, Outcomes};
+use fairlead_tests::{
+    counters::{self, Outcomes},
+    listed,
+};
 
 /// Every pod, and the external host's remote pods, answer here.
 pub(crate) use fairlead_tests::nodes::TARGET;
@@ -174,12 +177,10 @@ impl Cluster {
         let agent = Agent::start(&lab, options)?;
         // An emulated processor verifies programs for longer than the agent waits for its devices.
         let served = || {
-            let listed = agent.fairlead(&["devices", "-o", "json"]).unwrap_or_default();
-            let rows: serde_json::Value = serde_json::from_str(&listed).unwrap_or_default();
             let waits = |row: &serde_json::Value| {
                 !matches!(row["role"].as_str(), Some("none" | "bridge")) && row["egress"] == "none"
             };
-            rows.as_array().is_some_and(|rows| !rows.is_empty() && !rows.iter().any(waits))
+            listed::rows(&agent, "devices").is_ok_and(|rows| !rows.is_empty() && !rows.iter().any(waits))
         };
         ensure!(wait_until(PATIENCE, served), "devices are not served:\n{}", agent.log_text());
         let manifests = agent.manifests.clone();
@@ -223,10 +224,8 @@ impl Cluster {
         let wanted: BTreeSet<IpAddr> = pods.iter().flat_map(|&n| [false, true].map(|v6| self.pod_ip(n, v6))).collect();
         let start = Instant::now();
         loop {
-            let agent = self.agent.lock().unwrap_or_else(PoisonError::into_inner);
-            let rows: serde_json::Value = serde_json::from_str(&agent.fairlead(&["endpoints", "--output", "json"])?)?;
-            drop(agent);
-            let own = rows.as_array().into_iter().flatten().filter(|row| row["service"] == *service.name);
+            let rows = listed::rows(&self.agent.lock().unwrap_or_else(PoisonError::into_inner), "endpoints")?;
+            let own = rows.iter().filter(|row| row["service"] == *service.name);
             let found: BTreeSet<IpAddr> = own.filter_map(|row| row["address"].as_str()?.parse().ok()).collect();
             if found == wanted {
                 return Ok(());
@@ -247,9 +246,7 @@ impl Cluster {
 
     /// The last lines of the agent's log.
     pub(crate) fn agent_log_tail(&self) -> String {
-        let log = self.agent.lock().unwrap_or_else(PoisonError::into_inner).log_text();
-        let lines: Vec<_> = log.lines().collect();
-        format!("the agent's last words:\n{}", lines[lines.len().saturating_sub(12)..].join("\n"))
+        self.agent.lock().unwrap_or_else(PoisonError::into_inner).last_words()
     }
 
     /// What passes the external host's device while `f` runs must hold no packet to a Service address from the node:

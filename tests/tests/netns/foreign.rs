@@ -1,25 +1,35 @@
 //! Other people's programs on the same devices: they keep running, and they are there when we have gone.
 
-use std::{sync::PoisonError, time::Duration};
+use std::{ffi::CString, sync::PoisonError, time::Duration};
 
 use fairlead_lab::{AgentOptions, Ask, Outcome, Proto};
 pub(crate) use fairlead_tests::foreign::pin;
-use fairlead_tests::foreign::{self, TCX, attach};
+use fairlead_tests::{
+    foreign::{self, TCX, attach},
+    not_run,
+};
 
 use crate::cell::{Cell, Cluster, PATIENCE, answered, eventually};
 
 const NEXT: i32 = -1;
 const DROP: i32 = 2;
 
-/// A program of two instructions that returns a verdict.
+/// What a program of two instructions is called that returns a verdict.
+pub(crate) const NAME: &str = "foreign_verdict";
+
+/// Loads it.
 pub(crate) fn program(verdict: i32) -> std::io::Result<std::os::fd::OwnedFd> {
-    foreign::load(&[foreign::mov(0, verdict), foreign::EXIT])
+    foreign::load(&CString::new(NAME)?, &[foreign::mov(0, verdict), foreign::EXIT])
+}
+
+pub(crate) fn has_tcx() -> bool {
+    proxy_agent::dataplane::probe::features().expect("programs can be loaded").tcx
 }
 
 #[test]
 fn a_foreign_tcx_program_keeps_its_say_beside_ours() {
-    if !proxy_agent::dataplane::probe::features().expect("programs can be loaded").tcx {
-        println!("this kernel has no tcx, for others or for us");
+    if !has_tcx() {
+        not_run::because("this kernel has no tcx, for others or for us");
         return;
     }
     let cluster = Cluster::own(Cell::named("routed_plain"), AgentOptions::default());

@@ -4,16 +4,6 @@
 //! test it runs for both families and both transports, and a failure names the combination. Cases of a cell share one
 //! cluster and take turns; what would disturb others or needs long gets a cluster of its own ([`cell::Cluster::own`]).
 
-/// Says that the calling test cannot run on this kernel, for the tier to count it as skipped. Written past what libtest keeps
-/// of a test that passes.
-#[cfg(test)]
-fn not_run(reason: &str) {
-    use std::io::Write as _;
-    let thread = std::thread::current();
-    let name = thread.name().unwrap_or("a test");
-    writeln!(std::io::stdout(), "\nnot run here: {name}: {reason}").expect("somebody reads");
-}
-
 /// One test of a case for each cell.
 macro_rules! matrix {
     ($($case:ident),+ $(,)?) => {

@@ -8,11 +8,12 @@ use aya::programs::links::{FdLink, LinkOrder};
 use aya::programs::tc::TcAttachOptions;
 use aya::programs::{SchedClassifier, TcAttachType};
 use fairlead_lab::{AgentOptions, Ask, Load, LoadPlan, Proto, janitor, netns, server::wait_until};
+use fairlead_tests::{listed, not_run};
 use proxy_common::ABI_VERSION;
 use serde_json::Value;
 
 use crate::cell::{Cell, Cluster, PATIENCE, eventually};
-use crate::foreign::{pin, program};
+use crate::foreign::{NAME, has_tcx, pin, program};
 
 /// `TCX_NEXT`.
 const NEXT: i32 = -1;
@@ -33,16 +34,10 @@ fn in_our_place(cluster: &Cluster, device: &str, hook: TcAttachType) -> FdLink {
     cluster.lab.node.ns.run(attach).expect("the namespace is there")
 }
 
-fn has_tcx() -> bool {
-    proxy_agent::dataplane::probe::features().expect("programs can be loaded").tcx
-}
-
 /// What `fairlead devices` says of a device.
 fn row(cluster: &Cluster, device: &str) -> Value {
     let agent = cluster.agent.lock().expect("no other case uses this cluster");
-    let rows: Value = serde_json::from_str(&agent.fairlead(&["devices", "-o", "json"]).expect("a list")).expect("JSON");
-    let mut rows = rows.as_array().into_iter().flatten();
-    rows.find(|row| row["name"] == device).cloned().expect("the device is listed")
+    listed::device(&agent, device).expect("a list").expect("the device is listed")
 }
 
 /// Ours and others, in the order in which they run.
@@ -53,7 +48,7 @@ fn order(row: &Value, hook: &str) -> Vec<bool> {
 #[test]
 fn pitfall_p1_9_ours_is_put_back_where_somebody_came_in_between() {
     if !has_tcx() {
-        crate::not_run("this kernel has no tcx: filters have priorities, and keep them");
+        not_run::because("this kernel has no tcx: filters have priorities, and keep them");
         return;
     }
     let cluster = Cluster::own(Cell::named("routed_conntrack"), AgentOptions::default());
@@ -100,7 +95,7 @@ fn detached(attach: &str, detach: impl FnOnce(&Cluster, &str)) {
 #[test]
 fn a_detached_link_is_attached_again() {
     if !has_tcx() {
-        crate::not_run("this kernel has no tcx");
+        not_run::because("this kernel has no tcx");
         return;
     }
     detached("tcx", |cluster, device| {
@@ -127,7 +122,7 @@ fn filters_that_go_with_their_qdisc_are_attached_again() {
 #[test]
 fn ours_goes_on_where_it_cannot_be_put_back() {
     if !has_tcx() {
-        crate::not_run("this kernel has no tcx");
+        not_run::because("this kernel has no tcx");
         return;
     }
     let cluster = Cluster::own(Cell::named("routed_plain"), AgentOptions::default());
@@ -164,7 +159,7 @@ fn ours_goes_on_where_it_cannot_be_put_back() {
 #[test]
 fn a_program_that_stays_in_front_of_ours_is_reported_by_name() {
     if !has_tcx() {
-        crate::not_run("this kernel has no tcx: nothing runs before clsact");
+        not_run::because("this kernel has no tcx: nothing runs before clsact");
         return;
     }
     let args = vec!["--attach=clsact".into(), "--metrics-bind-address=127.0.0.1:10249".into()];
@@ -175,7 +170,7 @@ fn a_program_that_stays_in_front_of_ours_is_reported_by_name() {
     let row = row(&cluster, device);
     let id = row["at_ingress"][0]["id"].as_u64().expect("an id");
     let [conflict] = &row["conflicts"].as_array().expect("a list")[..] else { panic!("{row:#}") };
-    let wanted = format!("before ingress: unnamed (program {id}, tcx link ");
+    let wanted = format!("before ingress: {NAME} (program {id}, tcx link ");
     assert!(conflict.as_str().is_some_and(|text| text.starts_with(&wanted)), "{conflict}, not {wanted}");
     let agent = cluster.agent.lock().expect("no other case uses this cluster");
     let told = || {
@@ -189,6 +184,6 @@ fn a_program_that_stays_in_front_of_ours_is_reported_by_name() {
     assert!(line.is_some_and(|line| line.starts_with("note") && line.contains("conflict")), "{said}");
     let wide = agent.fairlead(&["devices", "-o", "wide"]).expect("a table");
     let line = wide.lines().find(|line| line.starts_with(device)).expect("the device");
-    assert!(line.contains(&format!("unnamed#{id}/link")) && line.contains("[ingress_stub]#"), "{wide}");
+    assert!(line.contains(&format!("{NAME}#{id}/link")) && line.contains("[ingress_stub]#"), "{wide}");
     assert!(line.contains("no network of its own"), "{wide}");
 }

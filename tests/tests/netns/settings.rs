@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, Map, MapData};
 use fairlead_lab::{Agent, AgentOptions, server::wait_until};
+use fairlead_tests::listed;
 use proxy_common::abi::Config;
 
 use crate::cell::{Cell, Cluster, PATIENCE};
@@ -26,8 +27,7 @@ fn until(what: &str, agent: &Agent, wanted: impl Fn(&Config) -> bool) -> Result<
 }
 
 fn pod_devices(agent: &Agent) -> Result<Vec<String>> {
-    let rows: serde_json::Value = serde_json::from_str(&agent.fairlead(&["devices", "-o", "json"])?)?;
-    let rows = rows.as_array().context("an array of rows")?.iter().filter(|row| row["pods"] == true);
+    let rows = listed::rows(agent, "devices")?.into_iter().filter(|row| row["pods"] == true);
     Ok(rows.filter_map(|row| Some(row["name"].as_str()?.to_owned())).collect())
 }
 

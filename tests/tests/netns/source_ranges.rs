@@ -1,12 +1,9 @@
 //! `loadBalancerSourceRanges` with real sockets: who is in none of them hears nothing, at that address alone.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, ensure};
-use fairlead_lab::{Ask, Outcome};
+use fairlead_lab::{Ask, Outcome, client::SILENCE};
 
 use crate::cell::{Cell, Cluster, Combo, answered, eventually};
 
@@ -14,9 +11,6 @@ use crate::cell::{Cell, Cluster, Combo, answered, eventually};
 fn rule_21_only_clients_in_the_ranges_are_served() {
     Cell::named("routed_conntrack").run(ranged);
 }
-
-/// Long enough for an answer.
-const SILENCE: Duration = Duration::from_millis(300);
 
 /// The load balancer's address of a family.
 fn balancer(v6: bool) -> IpAddr {

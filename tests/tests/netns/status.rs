@@ -3,8 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use fairlead_lab::{Agent, AgentOptions, Ask, Proto, server::wait_until};
+use fairlead_tests::listed;
 
 use crate::cell::{Cell, Cluster, PATIENCE};
 
@@ -40,12 +41,11 @@ fn shown(cluster: &Cluster) -> Result<()> {
     let line = |text: &str| text.lines().any(|line| line.starts_with(&name) && line.contains(UNSERVED));
     until("a line for the second Service", &agent, &["services"], line)?;
     // A script finds it in a row of the same kind.
-    let json: serde_json::Value = serde_json::from_str(&agent.fairlead(&["services", "-o", "json"])?)?;
-    let rows = json.as_array().context("an array of rows")?;
+    let rows = listed::rows(&agent, "services")?;
     let of = |row: &&serde_json::Value| row["service"] == service.spec.name.as_str();
     let (unserved, served): (Vec<_>, Vec<_>) = rows.iter().filter(of).partition(|row| row["not_served"].is_string());
     // Its NodePort is served for two families and two protocols; two ClusterIPs and their ports are not its own.
-    ensure!(served.len() == 4 && unserved.len() == 6, "{json:#}");
+    ensure!(served.len() == 4 && unserved.len() == 6, "{rows:#?}");
     ensure!(unserved.iter().all(|row| row["not_served"].as_str().is_some_and(|what| what.contains(UNSERVED))));
 
     // What it said outlives a crash, as the maps do, and the next agent says it anew.

@@ -1,19 +1,26 @@
 //! Devices that not every kernel can make: bonds, VLANs, IPIP, netkit. A case whose devices this kernel lacks is not run, and
 //! says so; Debian's kernels, which the kernels tier boots, have them all (netkit from 6.8).
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use fairlead_lab::{
     AgentOptions, Ask, Host, Lab, Namespace, Outcome, janitor,
     topology::{POD_CIDRS, REMOTE_CIDRS, UPLINK},
 };
+use fairlead_tests::{listed, not_run};
 
 use crate::cell::{Cell, Cluster, Combo, answered, eventually};
 
 /// True if the kernel makes devices of these kinds; else the test is not run.
 fn can_make(kinds: &[&str]) -> bool {
-    let ns = Namespace::create(&format!("{}probe", janitor::own_prefix())).expect("a namespace");
+    static PROBES: AtomicU32 = AtomicU32::new(0);
+    let name = format!("{}probe-{}", janitor::own_prefix(), PROBES.fetch_add(1, Ordering::Relaxed));
+    let ns = Namespace::create(&name).expect("a namespace");
     let lacking: Vec<_> = kinds
         .iter()
         .filter(|kind| {
@@ -28,7 +35,7 @@ fn can_make(kinds: &[&str]) -> bool {
         .collect();
     ns.delete();
     if !lacking.is_empty() {
-        crate::not_run(&format!("needs {}, which this kernel does not make", lacking.join(" and ")));
+        not_run::because(&format!("needs {}, which this kernel does not make", lacking.join(" and ")));
     }
     lacking.is_empty()
 }
@@ -54,9 +61,8 @@ fn is_served(cluster: &Cluster) -> Result<()> {
 /// Roles by name, and why.
 fn roles(cluster: &Cluster) -> Result<BTreeMap<String, (String, String)>> {
     let agent = cluster.agent.lock().expect("no other case uses this cluster");
-    let rows: serde_json::Value = serde_json::from_str(&agent.fairlead(&["devices", "-o", "json"])?)?;
     let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
-    let rows = rows.as_array().into_iter().flatten();
+    let rows = listed::rows(&agent, "devices")?.into_iter();
     Ok(rows.map(|row| (text(&row["name"]), (text(&row["role"]), text(&row["why"])))).collect())
 }
 

@@ -1,12 +1,14 @@
 //! Replies that are to leave by the uplink of their requests are marked where they arrive (`--reply-mark`), before the
 //! routes are asked.
 
+use std::net::SocketAddr;
+
 use fairlead_tests::packet::world::{self, POD1, POD2, UPLINK};
 use fairlead_tests::packet::{Node, Packet, Service, Settings, Wire};
 use proxy_common::Outcome;
 use proxy_common::abi::tc_index;
 
-use crate::cases::{PORT, TARGET, Talk, at, by_now, out_of, web};
+use crate::cases::{PORT, TARGET, at, by_now, out_of, web};
 
 wires! {
     a_reply_is_marked_from_its_first_packet_on,
@@ -35,6 +37,16 @@ fn marking(service: &Service) -> Node {
     node
 }
 
+/// The NodePort's first packet from outside has gone on to the endpoint: client, NodePort, endpoint.
+#[track_caller]
+fn opened(node: &Node, wire: Wire) -> [SocketAddr; 3] {
+    let (client, here) = (wire.at(world::client, 51_234), wire.at(world::node, NODE_PORT));
+    let endpoint = wire.at(world::pod1, TARGET);
+    let opening = at(UPLINK, wire.opening(client, here));
+    node.arrives(UPLINK, &opening).becomes(Outcome::RequestNew, &opening.clone().to(endpoint));
+    [client, here, endpoint]
+}
+
 /// What arrives goes on as it came, with this mark.
 #[track_caller]
 fn is_marked(node: &Node, packet: &Packet, mark: u32) {
@@ -48,10 +60,7 @@ fn is_marked(node: &Node, packet: &Packet, mark: u32) {
 
 fn a_reply_is_marked_from_its_first_packet_on(wire: Wire) {
     let node = marking(&on_node_port(wire).external_local().here(world::pod1(wire.family)));
-    let (client, here) = (wire.at(world::client, 51_234), wire.at(world::node, NODE_PORT));
-    let endpoint = wire.at(world::pod1, TARGET);
-    let opening = at(UPLINK, wire.opening(client, here));
-    node.arrives(UPLINK, &opening).becomes(Outcome::RequestNew, &opening.clone().to(endpoint));
+    let [client, here, endpoint] = opened(&node, wire);
     is_marked(&node, &at(POD1, wire.answer(endpoint, client)), BY_UPLINK);
     let answer = out_of(UPLINK, wire.answer(endpoint, client));
     node.leaves(UPLINK, &answer).becomes(Outcome::ReplyHalfOpen, &answer.clone().from(here));
@@ -80,10 +89,7 @@ fn a_masqueraded_flows_reply_is_marked(wire: Wire) {
 
 fn later_fragments_of_a_reply_are_marked(wire: Wire) {
     let node = marking(&on_node_port(wire).external_local().here(world::pod1(wire.family)));
-    let (client, here) = (wire.at(world::client, 51_234), wire.at(world::node, NODE_PORT));
-    let endpoint = wire.at(world::pod1, TARGET);
-    let opening = at(UPLINK, wire.opening(client, here));
-    node.arrives(UPLINK, &opening).becomes(Outcome::RequestNew, &opening.clone().to(endpoint));
+    let [client, here, endpoint] = opened(&node, wire);
     let first = wire.answer(endpoint, client).as_fragment(0, true);
     let later = wire.answer(endpoint, client).as_fragment(3, false).carrying(b"the rest of it");
     // Nothing is known of its datagram yet.
@@ -118,9 +124,6 @@ fn requests_and_strangers_are_not_marked(wire: Wire) {
 fn without_the_option_nothing_is_marked(wire: Wire) {
     let mut node = Node::serving(&[&on_node_port(wire).external_local().here(world::pod1(wire.family))]);
     node.mark_replies_by(UPLINK, BY_UPLINK);
-    let talk = Talk::to(wire, wire.at(world::pod1, TARGET));
-    let (client, here) = (wire.at(world::client, 51_234), wire.at(world::node, NODE_PORT));
-    let opening = at(UPLINK, wire.opening(client, here));
-    node.arrives(UPLINK, &opening).becomes(Outcome::RequestNew, &opening.clone().to(talk.endpoint));
-    is_marked(&node, &at(POD1, wire.answer(talk.endpoint, client)), 0);
+    let [client, _, endpoint] = opened(&node, wire);
+    is_marked(&node, &at(POD1, wire.answer(endpoint, client)), 0);
 }

@@ -1,20 +1,16 @@
 //! The cluster: an API server with some thousand Services, a node, two pods that answer for all endpoints.
 
 use std::{
-    net::IpAddr,
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use fairlead_lab::{Lab, LabConfig, Netfilter, Shape, manifest::NODE_NAME, topology::SERVICE_CIDRS};
-use fairlead_tests::controlplane::{Api, ControlPlane};
+use fairlead_tests::controlplane::{Api, ControlPlane, node};
 use futures::{StreamExt as _, TryStreamExt as _};
-use k8s_openapi::api::{
-    core::v1::{Node, Service},
-    discovery::v1::EndpointSlice,
-};
-use kube::api::{Patch, PatchParams, PostParams};
+use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use kube::api::PostParams;
 use serde_json::json;
 
 use super::{
@@ -61,7 +57,8 @@ impl Cluster {
         let answers = Answers::start(&lab)?;
         let plane = ControlPlane::start(&lab.node.ns)?;
         let api = plane.api()?;
-        create_node(&api, &lab)?;
+        node::create(&api, NODE_NAME)?;
+        node::set_addresses(&api, NODE_NAME, &[lab.node.v4.into(), lab.node.v6.into()])?;
         Ok(Self { api, plane, _answers: answers, lab, sides: Vec::new() })
     }
 
@@ -141,21 +138,6 @@ where
         }
     }
     Ok(())
-}
-
-fn create_node(api: &Api, lab: &Lab) -> Result<()> {
-    let node: Node = serde_json::from_value(json!({
-        "apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE_NAME},
-    }))?;
-    let addresses = [IpAddr::from(lab.node.v4), lab.node.v6.into()];
-    let addresses = addresses.map(|ip| json!({"type": "InternalIP", "address": ip}));
-    let status = json!({"status": {"addresses": addresses}});
-    api.call(async move |client| {
-        let nodes = kube::Api::<Node>::all(client);
-        nodes.create(&PostParams::default(), &node).await.context("cannot create the Node")?;
-        let patched = nodes.patch_status(NODE_NAME, &PatchParams::default(), &Patch::Merge(&status)).await;
-        patched.map(drop).context("cannot write the Node's addresses")
-    })
 }
 
 fn name(n: u32) -> String {

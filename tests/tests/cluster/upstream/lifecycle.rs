@@ -80,7 +80,7 @@ fn e2e_8_services_are_served_before_while_and_after_the_agent_is_restarted() {
     }
     for load in loads {
         let report = load.stop();
-        let told = [&world.lab, &world.other.lab].map(|lab| counters::of(lab));
+        let told = [&world.lab, &world.other.lab].map(counters::of);
         assert!(report.failures().is_empty(), "{report}; outcomes of both nodes: {told:?}");
     }
 }

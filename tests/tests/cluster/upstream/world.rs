@@ -7,18 +7,18 @@ use std::{
 };
 
 use fairlead_lab::{
-    Host, Lab, LabConfig, Namespace, Netfilter, Outcome, Proto, Server, Shape, http, load::tally, manifest::OTHER_NODE,
-    server::wait_until,
+    Host, Lab, LabConfig, Namespace, Netfilter, Outcome, Proto, Server, Shape, client::SILENCE, http, load::tally,
+    manifest::OTHER_NODE, server::wait_until,
 };
-use fairlead_tests::controlplane::{ControllerManager, Passage};
+use fairlead_tests::controlplane::{ControllerManager, Passage, node};
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 use serde_json::{Value, json};
 
-use super::{SILENCE, SOON, TARGETS, Vips, create};
+use super::{SOON, TARGETS, Vips, create};
 use crate::{
     agent::Agent,
     client::Client,
-    fixture::{Cluster, create_node, create_node_object, kept, set_node_status, set_zone},
+    fixture::{Cluster, create_node, kept},
     pods::PodSpec,
 };
 
@@ -65,14 +65,15 @@ impl World {
             }
             let cluster = Cluster::of(lab);
             create_node(&cluster.api, &second);
-            create_node_object(&cluster.api, THIRD_NODE);
-            for node in [OTHER_NODE, THIRD_NODE] {
-                set_zone(&cluster.api, node, "zone-b");
+            node::create(&cluster.api, THIRD_NODE).expect("a node");
+            for name in [OTHER_NODE, THIRD_NODE] {
+                node::set_zone(&cluster.api, name, "zone-b").expect("another zone");
             }
-            for node in [cluster.lab.node_name(), OTHER_NODE, THIRD_NODE] {
+            for name in [cluster.lab.node_name(), OTHER_NODE, THIRD_NODE] {
                 // What the controllers ask of a node that endpoints are divided among.
                 let ready = json!([{"type": "Ready", "status": "True"}]);
-                set_node_status(&cluster.api, node, &json!({"allocatable": {"cpu": "4"}, "conditions": ready}));
+                let status = json!({"allocatable": {"cpu": "4"}, "conditions": ready});
+                node::set_status(&cluster.api, name, &status).expect("a status");
             }
             let controllers = ControllerManager::start(&cluster.plane).expect("the controllers");
             let passage = Passage::open(&second.node.ns, &cluster.plane).expect("a way to the API server");

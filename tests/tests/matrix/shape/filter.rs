@@ -1,38 +1,29 @@
 //! A network policy as CNIs write it for netfilter: who may speak with whom is told by the addresses of pods and hosts. What
 //! is forwarded to or from a Service's address has not been translated in time, or too early.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr};
 
-use anyhow::{Context as _, Result, ensure};
-use fairlead_lab::{Lab, Outcome, Proto, ServiceSpec};
+use anyhow::{Result, ensure};
+use fairlead_lab::{Ask, Lab, Outcome, Proto, ServiceSpec, client::SILENCE};
 use fairlead_tests::{
     nodes::Nodes,
     rules::{Address, Client, Endpoint, Node},
 };
 
-use super::second;
-
-/// What a denied packet is waited for.
-const SILENCE: Duration = Duration::from_millis(300);
+use super::{overlay, second};
 
 /// Who may speak with whom, in both directions: clients with endpoints, and nodes, by which others come, with both.
 fn pairs(nodes: &Nodes, v6: bool) -> BTreeSet<(IpAddr, IpAddr)> {
     let clients = Client::ALL.into_iter().map(|client| nodes.client(client, v6));
     // The node is seen by the address of the device by which it sends.
     let gateways = nodes.labs.iter().map(|lab| lab.gateway(v6));
-    let overlay = nodes.labs.iter().map(|lab| network(lab, v6));
+    let overlay = nodes.labs.iter().map(|lab| overlay::own(lab, v6));
     let uplinks = nodes.labs.iter().map(|lab| second(lab, v6));
     let askers: Vec<_> = clients.chain(gateways).chain(overlay).chain(uplinks).collect();
     let hosts = [Node::A, Node::B].map(|node| nodes.lab(node).node.ip(v6));
     let served: Vec<_> = Endpoint::ALL.into_iter().map(|endpoint| nodes.endpoint(endpoint, v6)).chain(hosts).collect();
     let asked = askers.iter().flat_map(|from| served.iter().map(move |to| (*from, *to)));
     asked.flat_map(|(from, to)| [(from, to), (to, from)]).collect()
-}
-
-/// The first address of the pods' network: overlays' devices have it.
-fn network(lab: &Lab, v6: bool) -> IpAddr {
-    let cidr = &lab.pod_cidrs()[usize::from(v6)];
-    cidr.split('/').next().and_then(|ip| ip.parse().ok()).unwrap_or_else(|| panic!("{cidr} is no network"))
 }
 
 /// Loads the policy into both nodes.
@@ -59,9 +50,7 @@ pub(super) fn police(nodes: &Nodes) -> Result<()> {
 }
 
 fn counter(lab: &Lab, name: &str) -> Result<u64> {
-    let listing = lab.node.ns.output("nft", &["list", "counter", "inet", "network_policy", name])?;
-    let count = listing.split_ascii_whitespace().skip_while(|word| *word != "packets").nth(1);
-    count.and_then(|count| count.parse().ok()).with_context(|| format!("no packets in {listing}"))
+    lab.node.ns.nft_counter("network_policy", name)
 }
 
 /// After the cells: nobody whom the policy allows was denied, and it saw no Service's address.
@@ -81,7 +70,7 @@ pub(crate) fn refused_by_policy(nodes: &Nodes, service: &ServiceSpec) -> Result<
     for v6 in [false, true] {
         for proto in Proto::ALL {
             let before = counter(nodes.lab(Node::A), "denied")?;
-            let ask = fairlead_lab::Ask::new(proto, nodes.address(service, Address::ClusterIp, v6)).timeout(SILENCE);
+            let ask = Ask::new(proto, nodes.address(service, Address::ClusterIp, v6)).timeout(SILENCE);
             let attempt = ask.once(&bystander.ns)?;
             ensure!(attempt.outcome == Outcome::Timeout, "a pod that the policy denies everything: {attempt}");
             let denied = counter(nodes.lab(Node::A), "denied")? - before;

@@ -1,16 +1,13 @@
 //! A policy program of somebody else's on every pod's device. It stands there before the agents come.
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use fairlead_lab::{Ask, Lab, Outcome, Pod, Proto, agent::mount_bpf_fs, janitor};
+use fairlead_lab::{Ask, Lab, Outcome, Pod, Proto, agent::mount_bpf_fs, client::SILENCE, janitor};
 use fairlead_tests::{
     foreign::Policy,
     nodes::{Nodes, TARGET},
 };
-
-/// What a denied packet is waited for.
-const SILENCE: Duration = Duration::from_millis(200);
 
 pub(super) fn tcx(nodes: &Nodes) -> Result<Vec<Policy>> {
     attach(nodes, |policy, lab, pod| Ok(policy.attach_tcx(&lab.node.ns, &pod.node_device)?))

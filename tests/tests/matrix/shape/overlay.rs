@@ -1,5 +1,7 @@
 //! Nodes that reach each other's pods through a tunnel.
 
+use std::net::IpAddr;
+
 use anyhow::Result;
 use fairlead_lab::{Lab, Pod, netns, topology::UPLINK, tun::TunPair};
 use fairlead_tests::nodes::Nodes;
@@ -8,9 +10,9 @@ use fairlead_tests::nodes::Nodes;
 const CLUSTER: [&str; 2] = ["10.244.0.0/16", "fd00:10:244::/48"];
 
 /// A tunnel's device has the first address of its node's pods.
-fn own(lab: &Lab, v6: bool) -> String {
+pub(super) fn own(lab: &Lab, v6: bool) -> IpAddr {
     let cidr = &lab.pod_cidrs()[usize::from(v6)];
-    cidr.split('/').next().unwrap_or(cidr).to_owned()
+    cidr.split('/').next().and_then(|ip| ip.parse().ok()).unwrap_or_else(|| panic!("{cidr} is no network"))
 }
 
 /// flannel: the ports of its bridge send back what came in by them, as its configuration asks for.

@@ -4,13 +4,14 @@
 use std::net::IpAddr;
 
 use anyhow::Result;
-use fairlead_lab::{Lab, netns, topology::UPLINK};
-use fairlead_tests::nodes::Nodes;
+use fairlead_lab::{Lab, topology::UPLINK};
+use fairlead_tests::{
+    nodes::Nodes,
+    second_uplink::{self, SECOND},
+};
 
-/// The second uplink, here and at the external host.
-const SECOND: &str = "eth1";
 /// The node's table for it.
-const TABLE: u8 = 2;
+const TABLE: u32 = 2;
 
 /// The address of a host on the second network.
 fn address(number: u8, v6: bool) -> IpAddr {
@@ -36,13 +37,8 @@ pub(super) fn wire(nodes: &Nodes) -> Result<()> {
     let [one, two] = &nodes.labs;
     for (lab, other) in [(one, two), (two, one)] {
         let far = format!("second-{}", lab.number);
-        let (node, ext) = (lab.node.ns.name(), ext.name());
-        netns::run(
-            std::process::Command::new("ip").args([
-                "link", "add", "name", SECOND, "netns", node, "type", "veth", "peer", "name", &far, "netns", ext,
-            ]),
-        )?;
-        lab.ext.ns.ip_batch(&format!("link set {far} master {SECOND}\nlink set {far} up\n"))?;
+        second_uplink::plug(lab, &far)?;
+        lab.ext.ns.ip_batch(&format!("link set {far} master {SECOND}\n"))?;
         wire_node(lab, other)?;
     }
     nodes.labs.iter().try_for_each(Lab::wait_until_wired)?;
@@ -74,7 +70,7 @@ pub(super) fn wire(nodes: &Nodes) -> Result<()> {
 
 fn wire_node(lab: &Lab, other: &Lab) -> Result<()> {
     let node = &lab.node.ns;
-    let mut lines = format!("link set {SECOND} up\n");
+    let mut lines = String::new();
     for (v6, length, nodad) in [(false, 24, ""), (true, 64, "nodad")] {
         lines += &format!("addr add {}/{length} dev {SECOND} {nodad}\n", second(lab, v6));
         // Its network is known to its own table alone: what the node itself sends leaves by the first uplink.
@@ -89,18 +85,7 @@ fn wire_node(lab: &Lab, other: &Lab) -> Result<()> {
         lines += &format!("route replace {to} via {} dev {UPLINK}\n", lab.ext.ip(v6));
     }
     node.ip_batch(&lines)?;
-    for (v6, family) in [(false, "-4"), (true, "-6")] {
-        let pods = &lab.pod_cidrs()[usize::from(v6)];
-        let table = TABLE.to_string();
-        let rules = [
-            ["priority", "512", "to", pods, "lookup", "main"],
-            ["priority", "1024", "fwmark", "0x80/0x80", "lookup", "main"],
-            ["priority", "1536", "from", pods, "lookup", &table],
-        ];
-        for rule in rules {
-            node.output("ip", &[&[family, "rule", "add"], &rule[..]].concat())?;
-        }
-    }
+    second_uplink::rules(lab, TABLE, Some("0x80/0x80"))?;
     node.nft(&format!(
         "table inet aws {{\n chain prerouting {{ type filter hook prerouting priority mangle;\n\
          iifname {UPLINK} fib daddr . iif type local ct mark set ct mark or 0x80\n\

@@ -7,9 +7,9 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use fairlead_lab::{Agent, AgentOptions, LabConfig, Manifests, ServiceSpec, server::wait_until};
-use fairlead_tests::nodes::Nodes;
+use fairlead_lab::{Agent, LabConfig, Manifests, ServiceSpec, server::wait_until};
 pub(super) use fairlead_tests::nodes::spec;
+use fairlead_tests::{listed, nodes::Nodes};
 
 use super::rules::Endpoint;
 use crate::cell::{Cell, PATIENCE};
@@ -60,16 +60,7 @@ impl Pair {
         let mut pair = Self { cell, agents: Vec::new(), manifests, nodes };
         // As many refusals at once as these tests ask for are no attack.
         let args = [args, &["--rejects-per-second=100000"]].concat();
-        let options = AgentOptions {
-            args: args.iter().map(Into::into).collect(),
-            manifests: Some(pair.manifests.clone()),
-            ..AgentOptions::default()
-        };
-        pair.agents = std::thread::scope(|scope| {
-            let starts = pair.nodes.labs.each_ref().map(|lab| scope.spawn(|| Agent::start(lab, options.clone())));
-            let joined = starts.map(|start| start.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-            joined.into_iter().collect::<Result<Vec<_>>>()
-        })?;
+        pair.agents = pair.nodes.start_agents(&args, &pair.manifests)?;
         Ok(pair)
     }
 
@@ -108,8 +99,7 @@ impl Pair {
             let offered = || -> Result<BTreeMap<String, BTreeSet<String>>> {
                 let mut found: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
                 for what in ["services", "endpoints"] {
-                    let rows: serde_json::Value = serde_json::from_str(&agent.fairlead(&[what, "-o", "json"])?)?;
-                    for row in rows.as_array().into_iter().flatten() {
+                    for row in listed::rows(agent, what)? {
                         let Some(name) = row["service"].as_str().filter(|name| wanted.contains_key(*name)) else {
                             continue;
                         };
@@ -141,11 +131,6 @@ impl Pair {
 
     /// The last lines of both agents' logs.
     pub(super) fn last_words(&self) -> String {
-        let tail = |agent: &Agent| {
-            let log = agent.log_text();
-            let lines: Vec<_> = log.lines().collect();
-            lines[lines.len().saturating_sub(12)..].join("\n")
-        };
-        self.agents.iter().map(|agent| format!("an agent's last words:\n{}\n", tail(agent))).collect()
+        self.agents.iter().map(Agent::last_words).collect()
     }
 }

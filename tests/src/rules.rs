@@ -213,18 +213,6 @@ fn is_itself(client: Client, endpoint: Endpoint) -> bool {
     matches!((client, endpoint), (Client::Server(a), Endpoint::Pod(b)) if a == b)
 }
 
-/// A known hole: its name, and whom it is about.
-pub type Hole = (&'static str, fn(Client, Address) -> bool);
-
-/// What the rules ask for and does not work yet. A hole all of whose connections are as the rules say is an error too:
-/// then its line goes.
-pub const KNOWN_HOLES: &[Hole] = &[];
-
-/// The index of the hole that these connections are in.
-pub fn hole(client: Client, address: Address) -> Option<usize> {
-    KNOWN_HOLES.iter().position(|(_, about)| about(client, address))
-}
-
 /// The node that translates. Rule 93: a NodePort is one of its own node alone; on the way there nobody translates. The
 /// other addresses are served by the first node that they pass.
 pub const fn translated_at(client: Client, address: Address) -> Node {

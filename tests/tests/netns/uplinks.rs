@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, net::SocketAddr};
 
 use anyhow::Result;
 use fairlead_lab::{AgentOptions, Ask, Lab, Outcome, Proto, server::wait_until, topology::UPLINK};
+use fairlead_tests::second_uplink::{self, SECOND};
 
 use proxy_agent::{
     devices::{netlink, replies::Rule, rules},
@@ -13,32 +14,23 @@ use proxy_agent::{
 
 use crate::cell::{Cell, Cluster, Combo, PATIENCE, answered, eventually};
 
-const SECOND: &str = "eth1";
 const TABLE: u32 = 1001;
 
-/// As secondary interfaces of the AWS VPC CNI: what is from a pod asks a table of its own, what is to one the main table.
 /// The network beyond takes no packet from the node's first address on the second wire.
 fn two_uplinks(lab: &Lab) -> Result<()> {
-    let ext = lab.ext.ns.name();
-    let pods = ["10.244.1.0/24", "fd00:10:244:1::/64"];
-    lab.node
-        .ns
-        .ip_batch(&format!("link add {SECOND} type veth peer name {SECOND} netns {ext}\nlink set {SECOND} up"))?;
-    lab.ext.ns.ip_batch(&format!("link set {SECOND} up"))?;
+    second_uplink::plug(lab, SECOND)?;
+    second_uplink::rules(lab, TABLE, None)?;
     for (v6, (node, ext, prefix)) in
         [(false, ("198.18.1.1", "198.18.1.2", 24)), (true, ("2001:db8:1801::1", "2001:db8:1801::2", 64))]
     {
-        let (nodad, family, pods) = if v6 { (" nodad", "-6 ", pods[1]) } else { ("", "", pods[0]) };
+        let nodad = if v6 { " nodad" } else { "" };
         lab.node.ns.ip_batch(&format!("address add {node}/{prefix} dev {SECOND}{nodad}"))?;
         lab.ext.ns.ip_batch(&format!("address add {ext}/{prefix} dev {SECOND}{nodad}"))?;
         lab.node.ns.ip_batch(&format!("route add default via {ext} dev {SECOND} table {TABLE}"))?;
-        for rule in [format!("to {pods} lookup main priority 512"), format!("from {pods} lookup {TABLE} priority 1536")]
-        {
-            lab.node.ns.output("ip", &format!("{family}rule add {rule}").split(' ').collect::<Vec<_>>())?;
-        }
         lab.ext.ns.nft(&format!(
-            "table inet asymmetry{prefix} {{\nchain in {{\ntype filter hook prerouting priority raw;\n\
-             iifname {SECOND} {} saddr {} drop\n}}\n}}",
+            "table inet asymmetry{} {{\ncounter astray {{}}\nchain in {{\ntype filter hook prerouting priority raw;\n\
+             iifname {SECOND} {} saddr {} counter name astray drop\n}}\n}}",
+            u8::from(v6),
             if v6 { "ip6" } else { "ip" },
             lab.node.ip(v6)
         ))?;
@@ -49,6 +41,11 @@ fn two_uplinks(lab: &Lab) -> Result<()> {
 fn cluster(cell: &str, args: &[&str]) -> Cluster {
     let args = args.iter().map(Into::into).collect();
     Cluster::rewired(Cell::named(cell), AgentOptions { args, ..AgentOptions::default() }, two_uplinks)
+}
+
+/// Packets that the network beyond has dropped, because they came by the wrong wire.
+fn astray(lab: &Lab, v6: bool) -> Result<u64> {
+    lab.ext.ns.nft_counter(&format!("asymmetry{}", u8::from(v6)), "astray")
 }
 
 fn own_rules(cluster: &Cluster) -> String {
@@ -86,6 +83,7 @@ fn replies_leave_by_the_uplink_of_their_requests() {
                 .unwrap_or_else(|error| panic!("{cell} {combo:?}: {error:#}\n{}", cluster.agent_log_tail()));
         }
         assert_eq!(cluster.lab.invalid_packets().unwrap(), 0, "{cell}");
+        assert_eq!([false, true].map(|v6| astray(&cluster.lab, v6).unwrap()), [0; 2], "{cell}: IPv4 and IPv6");
     }
 }
 
@@ -100,6 +98,8 @@ fn without_a_mark_replies_go_as_routed() {
         let from = SocketAddr::new(Lab::external_clients(v6)[0], 0);
         let ask = Ask::new(Proto::Tcp, service.node_port(v6)).from(from);
         eventually("silence", &ext.ns, ask, |attempt| attempt.outcome == Outcome::Timeout).unwrap();
+        // Not because nobody has answered.
+        assert!(astray(&cluster.lab, v6).unwrap() > 0, "v6={v6}: no answer came by the second uplink");
     }
     assert!(!own_rules(&cluster).contains("0x1000"), "{}", own_rules(&cluster));
 }

@@ -133,6 +133,7 @@ fn five_thousand_services_at_once_are_all_served_and_delay_nothing_else() {
     cluster.served_by(&vips, "pod-c", CAUGHT_UP);
     let [gone, kept] = ["half=first", "half=second"]
         .map(|half| cluster.api.call(async move |client| burst(&kube::Api::namespaced(client, "default"), half).await));
+    assert_eq!([gone.len(), kept.len()], [MANY / 2; 2]);
     cluster.api.call(async |client| {
         let (params, half) = (DeleteParams::default(), ListParams::default().labels("half=first"));
         let slices = kube::Api::<EndpointSlice>::namespaced(client, "default");
@@ -159,9 +160,8 @@ fn hundred_changes_among_five_thousand_services_are_no_slower() {
     let _first = Preferred::new();
     let cluster = Quiet::wait();
     let there = cluster.api.call(async |client| burst(&kube::Api::namespaced(client, "default"), "burst=many").await);
-    if there.is_empty() {
-        create(&cluster, MANY, "more");
-    }
+    let among = if there.is_empty() { create(&cluster, MANY, "more") } else { there };
+    assert_eq!(among.len(), MANY);
     a_hundred_changes(&cluster, "one-of-many");
 }
 

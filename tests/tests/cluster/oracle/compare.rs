@@ -172,12 +172,7 @@ impl fmt::Display for Tally {
         write!(f, "kube-proxy's verdicts: {:?}", self.fates)?;
         for (at, count) in &self.used {
             let difference = &DIFFERENCES[*at];
-            let standing = if difference.deliberate { "" } else { "not yet: " };
-            write!(
-                f,
-                "\n{count} probes, rule {}: {standing}{} ({})",
-                difference.rule, difference.what, difference.why
-            )?;
+            write!(f, "\n{count} probes, rule {}: {} ({})", difference.rule, difference.what, difference.why)?;
         }
         Ok(())
     }

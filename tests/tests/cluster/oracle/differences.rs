@@ -10,10 +10,8 @@ use super::{
 
 /// A difference.
 pub(super) struct Difference {
-    /// The rule of the reference that it belongs to.
+    /// The rule that it belongs to.
     pub(super) rule: &'static str,
-    /// False where it is a gap that has still to be closed.
-    pub(super) deliberate: bool,
     pub(super) what: &'static str,
     pub(super) why: &'static str,
     /// Fairlead's verdict where kube-proxy's is this one.
@@ -24,7 +22,6 @@ pub(super) struct Difference {
 pub(super) const DIFFERENCES: &[Difference] = &[
     Difference {
         rule: "62",
-        deliberate: true,
         what: "a refused TCP connection gets a reset, where kube-proxy answers with ICMP",
         why: "an ICMPv6 error that arrives while connect(2) holds the socket is not heard; a reset is",
         ours: |probe, fate| match fate {
@@ -34,7 +31,6 @@ pub(super) const DIFFERENCES: &[Difference] = &[
     },
     Difference {
         rule: "68",
-        deliberate: true,
         what: "a process of the node is seen by the address that the way to its endpoint prefers, masqueraded or not",
         why: "it chose its own for the way to the Service's address, which is another one",
         ours: |probe, fate| match fate {
@@ -50,7 +46,6 @@ pub(super) const DIFFERENCES: &[Difference] = &[
     },
     Difference {
         rule: "72, 75",
-        deliberate: true,
         what: "a process of the node keeps its source port, for which kube-proxy draws another one",
         why: "nobody else has that port: it is the socket's",
         ours: |probe, fate| match fate {
@@ -62,7 +57,6 @@ pub(super) const DIFFERENCES: &[Difference] = &[
     },
     Difference {
         rule: "75b",
-        deliberate: true,
         what: "a process of the node that is served by the node itself is seen by the Service's address",
         why: "the reply has to leave by a device to be translated",
         ours: |probe, fate| match fate {
@@ -80,7 +74,6 @@ pub(super) const DIFFERENCES: &[Difference] = &[
     },
     Difference {
         rule: "74",
-        deliberate: true,
         what: "a pod that is its own endpoint is masqueraded wherever it runs, also where no nodeName says that it runs here",
         why: "it would drop a packet from itself; slices written by hand often name no node",
         ours: |probe, fate| match fate {

@@ -6,9 +6,10 @@ use serde_json::json;
 
 use super::{Vips, port, world};
 
-/// `NodePorts` that the API server gives to nobody who does not ask for them: it takes those above 30,085 first.
+/// Ports that the API server gives to nobody who does not ask for them: it takes those above 30,085 first.
 const SAME: i32 = 30_012;
 const FREED: i32 = 30_019;
+const HEALTH: i32 = 30_023;
 
 /// e2e 12; and with one number for both `NodePorts`.
 #[test]
@@ -94,7 +95,11 @@ fn e2e_38_every_node_port_falls_back_to_a_terminating_pod_wherever_it_is() {
 #[test]
 fn e2e_44_node_ports_and_health_checks_follow_the_policy() {
     let world = world();
-    let service = world.service("changing-policy", json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local"}));
+    // Of its own: another one would be somebody else's as soon as it is free.
+    let health = json!({"externalTrafficPolicy": "Local", "healthCheckNodePort": HEALTH});
+    let mut spec = health.clone();
+    spec["type"] = json!("LoadBalancer");
+    let service = world.service("changing-policy", spec);
     world.run_pod("changing-policy", "pod-a");
     let [here, there] = ["node", "other-node"].map(|node| world.node_ports_at(&service, node));
     let [outside, _] = world.outside();
@@ -124,6 +129,6 @@ fn e2e_44_node_ports_and_health_checks_follow_the_policy() {
         world.health(&service, node, 0);
     }
     assert_eq!(open.spec.and_then(|spec| spec.health_check_node_port).unwrap_or_default(), 0);
-    let closed = world.edit("changing-policy", &json!({"externalTrafficPolicy": "Local"}));
+    let closed = world.edit("changing-policy", &health);
     local(&closed);
 }

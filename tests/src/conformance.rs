@@ -1,4 +1,5 @@
-//! The parity tables: `tests/conformance/rules.yaml` and `e2e.yaml`, and the page that is made of them.
+//! The tables of `tests/conformance`: kube-proxy's rules and upstream's cases, and the parity page that is made of them;
+//! pitfalls, and theirs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -11,10 +12,16 @@ use serde::Deserialize;
 pub const RULES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/conformance/rules.yaml");
 /// Upstream's end-to-end cases.
 pub const CASES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/conformance/e2e.yaml");
+/// What breaks real traffic.
+pub const PITFALLS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/conformance/pitfalls.yaml");
 /// Mutants that break no rule of kube-proxy's, but one of our own.
 pub const FAULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/conformance/faults.yaml");
 /// The page.
 pub const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/kube-proxy-parity.md");
+/// The page of the pitfalls.
+pub const PAGE_OF_PITFALLS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/pitfalls.md");
+/// What it says before its table.
+const OF_PITFALLS: &str = include_str!("../conformance/pitfalls.md");
 /// What the page says before its tables.
 const INTRODUCTION: &str = include_str!("../conformance/introduction.md");
 /// What it says before the second one.
@@ -62,6 +69,23 @@ pub struct Case {
     /// Upstream's name of it.
     pub says: String,
     /// By which tests.
+    #[serde(default)]
+    pub shown: Vec<String>,
+    /// What is not shown, or why nothing is.
+    #[serde(rename = "but")]
+    pub except: Option<String>,
+}
+
+/// Something that breaks real traffic.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pitfall {
+    /// Its number.
+    #[serde(rename = "pitfall")]
+    pub number: u16,
+    /// What goes wrong.
+    pub says: String,
+    /// By which tests it is shown not to.
     #[serde(default)]
     pub shown: Vec<String>,
     /// What is not shown, or why nothing is.
@@ -132,10 +156,19 @@ pub fn cases() -> Result<Vec<Case>> {
     read(CASES)
 }
 
-/// The numbers in the name of a test of upstream's cases: `e2e_10_56_to_58_every_client` has four.
-pub fn numbers_of(test: &str) -> Vec<u16> {
-    let name = test.rsplit("::").next().unwrap_or_default();
-    let Some(rest) = name.strip_prefix("e2e_") else { return Vec::new() };
+/// The pitfalls, as they stand in the file.
+pub fn pitfalls() -> Result<Vec<Pitfall>> {
+    read(PITFALLS)
+}
+
+/// What the name of a test of upstream's cases begins with, and that of one of a pitfall.
+pub const OF_CASE: &str = "e2e_";
+/// The other one.
+pub const OF_PITFALL: &str = "pitfall_p1_";
+
+/// The numbers in the name of a test, or of the case that it is a variant of: `e2e_10_56_to_58_every_client` has four.
+pub fn numbers_of(test: &str, prefix: &str) -> Vec<u16> {
+    let Some(rest) = test.split("::").find_map(|name| name.strip_prefix(prefix)) else { return Vec::new() };
     let (mut numbers, mut range) = (Vec::new(), false);
     for word in rest.split('_') {
         match (word.parse::<u16>(), numbers.last()) {
@@ -198,10 +231,25 @@ pub fn page(rules: &[Rule], cases: &[Case]) -> String {
     }
     page.push_str(OF_CASES);
     for Case { number, file, says, shown, except } in cases {
-        let shown = shown.iter().map(|test| format!("`{test}`")).chain(except.clone()).collect::<Vec<_>>().join("<br>");
+        let shown = told(shown, except.as_deref());
         line(&mut page, format_args!("| e2e {number} | {file} | {says} | {shown} |"));
     }
     page
+}
+
+/// The page of the pitfalls.
+pub fn page_of_pitfalls(pitfalls: &[Pitfall]) -> String {
+    let mut page = OF_PITFALLS.to_owned();
+    for Pitfall { number, says, shown, except } in pitfalls {
+        line(&mut page, format_args!("| {number} | {says} | {} |", told(shown, except.as_deref())));
+    }
+    page
+}
+
+/// Tests, and what they do not show.
+fn told(shown: &[String], except: Option<&str>) -> String {
+    let tests = shown.iter().map(|test| format!("`{test}`"));
+    tests.chain(except.map(str::to_owned)).collect::<Vec<_>>().join("<br>")
 }
 
 fn line(page: &mut String, text: std::fmt::Arguments<'_>) {

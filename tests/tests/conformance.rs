@@ -6,7 +6,10 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use fairlead_tests::conformance::{self, Case, Mutant, PAGE, Rule, complaints, mutants_below, numbers_of};
+use fairlead_tests::conformance::{
+    self, Case, Mutant, OF_CASE, OF_PITFALL, PAGE, PAGE_OF_PITFALLS, Pitfall, Rule, complaints, mutants_below,
+    numbers_of,
+};
 use fairlead_tests::programs::{self, is_of};
 
 /// Names the folder with a file for each tier that ran completely: one line for each test that passed.
@@ -18,6 +21,10 @@ fn rules() -> Vec<Rule> {
 
 fn cases() -> Vec<Case> {
     conformance::cases().unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+fn pitfalls() -> Vec<Pitfall> {
+    conformance::pitfalls().unwrap_or_else(|error| panic!("{error:#}"))
 }
 
 #[test]
@@ -38,17 +45,34 @@ fn every_case_of_upstream_stands_there_once_and_in_order() {
     assert!(silent.is_empty(), "neither a test nor a reason: {silent:?}");
 }
 
+/// Each has a test, but for features that are not there yet; and those tests carry its number.
 #[test]
-fn the_page_is_what_the_tables_say() {
-    let made = conformance::page(&rules(), &cases());
-    if std::env::var_os("FAIRLEAD_BLESS").is_some() {
-        std::fs::write(PAGE, &made).unwrap();
+fn every_pitfall_stands_there_once_and_in_order() {
+    let pitfalls = pitfalls();
+    let numbers: Vec<_> = pitfalls.iter().map(|pitfall| pitfall.number).collect();
+    assert_eq!(numbers, (1..=18).collect::<Vec<_>>());
+    for Pitfall { number, shown, except, .. } in &pitfalls {
+        assert!(!shown.is_empty() || except.is_some(), "pitfall {number}: neither a test nor a reason");
+        for name in shown {
+            assert_eq!(numbers_of(name, OF_PITFALL), [*number], "{name}");
+        }
     }
-    let page = std::fs::read_to_string(PAGE).unwrap_or_default();
-    for (number, (page, made)) in page.lines().zip(made.lines()).enumerate() {
-        assert_eq!(page, made, "docs/kube-proxy-parity.md, line {}; FAIRLEAD_BLESS=1 writes it", number + 1);
+}
+
+#[test]
+fn the_pages_are_what_the_tables_say() {
+    for (file, made) in
+        [(PAGE, conformance::page(&rules(), &cases())), (PAGE_OF_PITFALLS, conformance::page_of_pitfalls(&pitfalls()))]
+    {
+        if std::env::var_os("FAIRLEAD_BLESS").is_some() {
+            std::fs::write(file, &made).unwrap();
+        }
+        let page = std::fs::read_to_string(file).unwrap_or_default();
+        for (number, (page, made)) in page.lines().zip(made.lines()).enumerate() {
+            assert_eq!(page, made, "{file}, line {}; FAIRLEAD_BLESS=1 writes it", number + 1);
+        }
+        assert_eq!(page.lines().count(), made.lines().count(), "lines of {file} and of its tables");
     }
-    assert_eq!(page.lines().count(), made.lines().count(), "lines of docs/kube-proxy-parity.md and of the tables");
 }
 
 #[test]
@@ -65,7 +89,11 @@ fn every_test_of_the_tables_is_there_and_passed_where_its_tier_ran() {
     });
     let of_cases =
         cases.iter().flat_map(|case| case.shown.iter().map(|name| (format!("case {}", case.number), name.clone())));
-    for (whose, name) in of_rules.chain(of_cases) {
+    let pitfalls = pitfalls();
+    let of_pitfalls = pitfalls.iter().flat_map(|Pitfall { number, shown, .. }| {
+        shown.iter().map(move |name| (format!("pitfall {number}"), name.clone()))
+    });
+    for (whose, name) in of_rules.chain(of_cases).chain(of_pitfalls) {
         let Some((program, test)) = name.split_once(' ') else {
             wrong.push(format!("{whose}: {name:?} is no program and a test"));
             continue;
@@ -82,10 +110,21 @@ fn every_test_of_the_tables_is_there_and_passed_where_its_tier_ran() {
     }
     // And the other way round: a test of a case stands in the row of each number that it carries.
     for test in &programs["cluster"].tests {
-        for number in numbers_of(test) {
+        for number in numbers_of(test, OF_CASE) {
             let row = cases.iter().find(|case| case.number == number);
             if !row.is_some_and(|row| row.shown.iter().any(|name| name.strip_prefix("cluster ") == Some(test))) {
                 wrong.push(format!("case {number} does not name cluster {test}"));
+            }
+        }
+    }
+    for (program, found) in &programs {
+        for test in &found.tests {
+            let named =
+                |shown: &String| shown.split_once(' ').is_some_and(|(of, name)| of == *program && is_of(test, name));
+            for number in numbers_of(test, OF_PITFALL) {
+                if !pitfalls.iter().any(|pitfall| pitfall.number == number && pitfall.shown.iter().any(named)) {
+                    wrong.push(format!("pitfall {number} does not name {program} {test}"));
+                }
             }
         }
     }
@@ -95,8 +134,10 @@ fn every_test_of_the_tables_is_there_and_passed_where_its_tier_ran() {
 
 #[test]
 fn the_name_of_a_test_says_which_cases_it_is_of() {
-    assert_eq!(numbers_of("upstream::traffic::e2e_10_56_to_58_70_every_one_of_3_clients"), [10, 56, 57, 58, 70]);
-    assert_eq!(numbers_of("upstream::edits::a_cluster_ip_is_kept_through_24_edits"), [0; 0]);
+    let of_cases = |test| numbers_of(test, OF_CASE);
+    assert_eq!(of_cases("upstream::traffic::e2e_10_56_to_58_70_every_one_of_3_clients"), [10, 56, 57, 58, 70]);
+    assert_eq!(of_cases("upstream::edits::a_cluster_ip_is_kept_through_24_edits"), [0; 0]);
+    assert_eq!(numbers_of("cluster_ip::pitfall_p1_17_a_pod_reaches_itself::bridge_plain", OF_PITFALL), [17]);
 }
 
 /// What passed in a tier; none if it did not run here.

@@ -10,13 +10,16 @@ use fairlead_lab::{
 use crate::cell::{Cluster, Combo};
 
 matrix! {
-    a_bridged_frame_to_another_host_is_left_alone,
+    pitfall_p1_10_a_bridged_frame_to_another_host_is_left_alone,
     a_first_packet_to_an_unresolved_neighbour_arrives,
 }
 
 /// A frame to a Service's address that is addressed, at layer 2, to another host on the bridge (a virtual machine,
 /// another node): it reaches that host as it was sent.
-fn a_bridged_frame_to_another_host_is_left_alone(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+fn pitfall_p1_10_a_bridged_frame_to_another_host_is_left_alone(
+    cluster: &Cluster,
+    Combo { v6, proto }: Combo,
+) -> Result<()> {
     if cluster.cell.shape == Shape::Routed {
         return Ok(());
     }

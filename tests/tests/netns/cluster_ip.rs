@@ -13,9 +13,9 @@ use crate::cell::{Cluster, Combo, TARGET, answered, own_port};
 matrix! {
     a_pod_reaches_the_endpoints_on_its_node,
     a_pod_reaches_remote_endpoints,
-    a_pod_reaches_itself_and_sees_the_node,
+    pitfall_p1_17_a_pod_reaches_itself_and_sees_the_node,
     a_node_process_reaches_local_endpoints,
-    a_node_process_reaches_remote_endpoints,
+    pitfall_p1_3_a_node_process_reaches_remote_endpoints,
     a_node_process_hears_its_answers_where_the_node_is_an_endpoint,
     an_external_host_reaches_a_cluster_ip_through_the_node,
 }
@@ -67,7 +67,10 @@ pub(crate) fn a_pod_reaches_remote_endpoints(cluster: &Cluster, Combo { v6, prot
 
 /// A pod that is its own endpoint must not see its own address as the client's, because it would answer past the
 /// proxy. It sees the address that the node itself has towards it, as after kube-proxy's masquerade.
-pub(crate) fn a_pod_reaches_itself_and_sees_the_node(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+pub(crate) fn pitfall_p1_17_a_pod_reaches_itself_and_sees_the_node(
+    cluster: &Cluster,
+    Combo { v6, proto }: Combo,
+) -> Result<()> {
     let (service, pod) = (cluster.service("hairpin"), &cluster.lab.pods[0]);
     let ask = Ask::new(proto, service.vip(v6));
     service.serve(&service.pods(&[0]), &pod.ns, ask)?;
@@ -105,7 +108,10 @@ pub(crate) fn a_node_process_reaches_local_endpoints(cluster: &Cluster, Combo { 
     })
 }
 
-pub(crate) fn a_node_process_reaches_remote_endpoints(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+pub(crate) fn pitfall_p1_3_a_node_process_reaches_remote_endpoints(
+    cluster: &Cluster,
+    Combo { v6, proto }: Combo,
+) -> Result<()> {
     let (service, node) = (cluster.service("node-remote"), &cluster.lab.node);
     let ask = Ask::new(proto, service.vip(v6));
     service.serve(&service.remotes(), &node.ns, ask)?;

@@ -18,7 +18,7 @@ use fairlead_tests::equivalence::{self, compare};
 use crate::cell::{Cell, Cluster, Combo, PATIENCE, TARGET, own_port};
 
 matrix! {
-    a_pods_traffic_equals_direct_traffic,
+    pitfall_p1_1_a_pods_traffic_equals_direct_traffic,
     a_pods_traffic_to_a_remote_endpoint_equals_direct_traffic,
     a_node_port_clients_traffic_equals_direct_traffic,
     a_node_processs_traffic_equals_direct_traffic_at_the_endpoint,
@@ -159,7 +159,7 @@ fn equal(cluster: &Cluster, vip: Ask, server: SocketAddr, client: &Party<'_>, en
     compare("connection tracking entries", &seen.tracked, &direct.tracked)
 }
 
-fn a_pods_traffic_equals_direct_traffic(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
+fn pitfall_p1_1_a_pods_traffic_equals_direct_traffic(cluster: &Cluster, Combo { v6, proto }: Combo) -> Result<()> {
     let (service, client, pod) = (cluster.service("equal"), &cluster.lab.client, &cluster.lab.pods[0]);
     let ask = Ask::new(proto, service.vip(v6));
     service.serve(&service.pods(&[0]), &client.ns, ask)?;

@@ -8,6 +8,7 @@ use anyhow::{Result, ensure};
 use fairlead_lab::{
     AgentOptions, Ask, Host, Lab, Load, LoadPlan, Proto, server::wait_until, topology::OVERLAY, tun::TunPair,
 };
+use fairlead_tests::listed;
 use proxy_common::{ABI_VERSION, Outcome};
 
 use crate::cell::{Cell, Cluster, Combo, PATIENCE, answered, eventually};
@@ -28,7 +29,7 @@ macro_rules! cells {
 cells! {
     cluster_ip::a_pod_reaches_remote_endpoints: tun_uplink_invalid_drop tun_overlay_conntrack;
     cluster_ip::a_node_process_reaches_local_endpoints: tun_uplink_plain tun_uplink_invalid_drop;
-    cluster_ip::a_node_process_reaches_remote_endpoints: tun_uplink_plain tun_overlay_conntrack tun_overlay_invalid_drop;
+    cluster_ip::pitfall_p1_3_a_node_process_reaches_remote_endpoints: tun_uplink_plain tun_overlay_conntrack tun_overlay_invalid_drop;
     cluster_ip::a_node_process_hears_its_answers_where_the_node_is_an_endpoint: tun_uplink_invalid_drop;
     cluster_ip::an_external_host_reaches_a_cluster_ip_through_the_node: tun_uplink_invalid_drop;
     node_port::a_local_node_port_keeps_the_clients_address: tun_uplink_invalid_drop;
@@ -130,7 +131,7 @@ fn connections_over_a_tun_outlive_restarts() {
 
 /// Programs for flat devices are loaded when the first one comes, and serve those that come after it.
 #[test]
-fn a_tun_that_comes_and_goes_is_served_each_time() {
+fn pitfall_p1_11_a_tun_that_comes_and_goes_is_served_each_time() {
     let cluster = Cluster::own(Cell::named("routed_plain"), AgentOptions::default());
     let (node, ext) = (&cluster.lab.node.ns, &cluster.lab.ext.ns);
     let said = |what: &str| {
@@ -139,9 +140,7 @@ fn a_tun_that_comes_and_goes_is_served_each_time() {
     };
     let served = |wanted: bool| {
         let agent = cluster.agent.lock().expect("no other case uses this cluster");
-        let rows: serde_json::Value =
-            serde_json::from_str(&agent.fairlead(&["devices", "-o", "json"]).expect("a list")).expect("JSON");
-        let row = rows.as_array().into_iter().flatten().find(|row| row["name"] == "come").cloned();
+        let row = listed::device(&agent, "come").expect("a list");
         row.is_some_and(|row| row["ingress"] != "none" && row["egress"] != "none" && row["role"] == "tunnel") == wanted
     };
     assert!(!said("without an Ethernet header"), "programs that nobody needs yet");

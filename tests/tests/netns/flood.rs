@@ -39,7 +39,7 @@ fn flood(cluster: &Cluster, vip: SocketAddr, flows: u32) -> anyhow::Result<Durat
 }
 
 #[test]
-fn idle_connections_survive_a_flood_of_two_packet_flows() {
+fn pitfall_p1_8_idle_connections_survive_a_flood_of_two_packet_flows() {
     let flows = match std::env::var("FAIRLEAD_FLOOD_FLOWS") {
         Ok(text) => text.parse().expect("FAIRLEAD_FLOOD_FLOWS is a number"),
         Err(_) => FLOWS,

@@ -6,13 +6,13 @@ use fairlead_lab::{Ask, Host, Proto};
 use crate::cell::{Cluster, Combo, answered};
 
 matrix! {
-    packets_carry_right_checksums_without_offload,
+    pitfall_p1_14_packets_carry_right_checksums_without_offload,
     large_transfers_arrive_whole,
 }
 
 /// Between namespaces checksums are usually left to a device that never computes them; here the sender does, the
 /// programs must keep them right, and the receiver drops what is wrong.
-pub(crate) fn packets_carry_right_checksums_without_offload(
+pub(crate) fn pitfall_p1_14_packets_carry_right_checksums_without_offload(
     cluster: &Cluster,
     Combo { v6, proto }: Combo,
 ) -> Result<()> {

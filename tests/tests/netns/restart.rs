@@ -136,17 +136,17 @@ fn programs_are_exchanged_under_traffic_over_routed_veths() {
 }
 
 #[test]
-fn programs_are_exchanged_for_a_new_build_and_back_under_traffic_over_routed_veths() {
+fn pitfall_p1_12_programs_are_exchanged_for_a_new_build_and_back_under_traffic_over_routed_veths() {
     exchange("routed_invalid_drop", true, &[other_build(), vec![]]);
 }
 
 #[test]
-fn programs_are_exchanged_for_a_new_build_and_back_under_traffic_over_a_bridge() {
+fn pitfall_p1_12_programs_are_exchanged_for_a_new_build_and_back_under_traffic_over_a_bridge() {
     exchange("bridge_invalid_drop", true, &[other_build(), vec![]]);
 }
 
 #[test]
-fn programs_are_exchanged_for_a_new_build_and_back_under_traffic_over_a_filtered_bridge() {
+fn pitfall_p1_12_programs_are_exchanged_for_a_new_build_and_back_under_traffic_over_a_filtered_bridge() {
     exchange("bridge_nf_conntrack", false, &[other_build(), vec![]]);
 }
 

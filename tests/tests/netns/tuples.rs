@@ -8,14 +8,14 @@ use fairlead_lab::{Ask, Conversation};
 use crate::cell::{Cluster, Combo, TARGET, own_port};
 
 matrix! {
-    one_client_port_reaches_one_endpoint_by_two_vips_and_directly,
+    pitfall_p1_2_one_client_port_reaches_one_endpoint_by_two_vips_and_directly,
     a_closed_service_connection_leaves_its_port_to_a_direct_one,
 }
 
 /// Linux gives one source port to several destinations, and resolvers send one socket's queries to several name
 /// servers; behind both may be the same endpoint. A direct connection that was there before any Service flow is not
 /// among the orders: nothing is stored of it, and only its end would tell.
-fn one_client_port_reaches_one_endpoint_by_two_vips_and_directly(
+fn pitfall_p1_2_one_client_port_reaches_one_endpoint_by_two_vips_and_directly(
     cluster: &Cluster,
     Combo { v6, proto }: Combo,
 ) -> Result<()> {

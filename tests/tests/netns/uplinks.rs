@@ -70,7 +70,7 @@ fn replies_by_the_uplink_of_their_requests(cluster: &Cluster, Combo { v6, proto 
 /// At the pod's device both kinds of reverse path filter, one that asks with the mark. At the uplink it is loose, as that
 /// CNI makes it: what comes in there to a pod would be answered by the other one, as far as the routes know.
 #[test]
-fn replies_leave_by_the_uplink_of_their_requests() {
+fn pitfall_p1_5_replies_leave_by_the_uplink_of_their_requests() {
     for cell in ["routed_conntrack", "bridge_nf_invalid_drop"] {
         let cluster = cluster(cell, &["--reply-mark=0x1000"]);
         let node = &cluster.lab.node.ns;

@@ -11,10 +11,10 @@ use proxy_common::abi::tc_index;
 use crate::cases::{CLIENT_PORT, PORT, TARGET, Talk, by_now, web};
 
 wires! {
-    a_pod_on_the_bridge_reaches_its_neighbour_by_mac,
+    pitfall_p1_6_a_pod_on_the_bridge_reaches_its_neighbour_by_mac,
     a_neighbour_that_is_not_known_yet_is_reached_by_the_router,
     a_pod_on_the_bridge_reaches_an_endpoint_elsewhere_by_the_router,
-    a_frame_in_transit_is_left_alone,
+    pitfall_p1_10_a_frame_in_transit_is_left_alone,
     a_frame_in_transit_does_not_follow_a_flow,
     a_fragment_in_transit_does_not_follow_a_flow,
     an_error_in_transit_does_not_follow_a_flow,
@@ -33,7 +33,7 @@ fn client(wire: Wire) -> SocketAddr {
     wire.at(world::port1, CLIENT_PORT)
 }
 
-fn a_pod_on_the_bridge_reaches_its_neighbour_by_mac(wire: Wire) {
+fn pitfall_p1_6_a_pod_on_the_bridge_reaches_its_neighbour_by_mac(wire: Wire) {
     let (vip, endpoint) = (wire.at(world::vip, PORT), wire.at(world::port2, TARGET));
     let node = Node::serving(&[&web(wire).here(endpoint.ip())]);
     let direct = |packet: &Packet| packet.clone().to(endpoint).on_wire(PORT1.peer, PORT2.peer);
@@ -74,7 +74,7 @@ fn a_pod_on_the_bridge_reaches_an_endpoint_elsewhere_by_the_router(wire: Wire) {
     node.arrives(PORT1, &further).becomes(Outcome::RequestHalfOpen, &further.clone().to(endpoint));
 }
 
-pub(crate) fn a_frame_in_transit_is_left_alone(wire: Wire) {
+pub(crate) fn pitfall_p1_10_a_frame_in_transit_is_left_alone(wire: Wire) {
     let vip = wire.at(world::vip, PORT);
     let node = Node::serving(&[&web(wire).here(world::port2(wire.family))]);
     let transit = wire.opening(client(wire), vip).on_wire(PORT1.peer, STRANGER_MAC);

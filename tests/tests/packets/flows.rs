@@ -11,7 +11,7 @@ use crate::cases::{CLIENT_PORT, PORT, TARGET, Talk, at, other, reset_for, to_rem
 wires! {
     the_first_packet_goes_to_an_endpoint_and_the_reply_comes_from_the_service,
     a_second_packet_before_the_reply_goes_to_the_same_endpoint,
-    the_reply_of_an_endpoint_here_is_translated_where_it_leaves_not_where_it_arrives,
+    pitfall_p1_1_the_reply_of_an_endpoint_here_is_translated_where_it_leaves_not_where_it_arrives,
     a_half_open_flow_keeps_its_endpoint_when_the_run_changes,
     a_flow_that_began_after_a_change_keeps_its_endpoint_when_the_change_settles,
     a_half_open_flow_gives_up_its_tuple_after_a_while,
@@ -75,7 +75,7 @@ pub(crate) fn a_second_packet_before_the_reply_goes_to_the_same_endpoint(wire: W
     }
 }
 
-fn the_reply_of_an_endpoint_here_is_translated_where_it_leaves_not_where_it_arrives(wire: Wire) {
+fn pitfall_p1_1_the_reply_of_an_endpoint_here_is_translated_where_it_leaves_not_where_it_arrives(wire: Wire) {
     let talk = Talk::to(wire, wire.at(world::pod2, TARGET));
     let mut node = Node::serving(&[&web(wire).here(talk.endpoint.ip())]);
     // The client is an endpoint itself, and direct packets are looked up: the reply is, where it arrives.

@@ -11,7 +11,7 @@ use crate::cases::{PORT, TARGET, Talk, to_remote, web};
 wires! {
     when_flows_is_full_new_flows_work_half_open,
     a_pair_that_fits_only_by_half_is_not_kept,
-    a_slot_that_changed_hands_is_not_used,
+    pitfall_p1_7_a_slot_that_changed_hands_is_not_used,
     a_port_counts_its_new_flows_and_refused_packets,
     a_node_on_used_programs_is_as_a_new_one,
 }
@@ -50,7 +50,7 @@ fn a_pair_that_fits_only_by_half_is_not_kept(wire: Wire) {
     assert_eq!(node.maps.count(Table::Confirmed), 2, "half a pair is left:\n{}", node.maps.describe());
 }
 
-pub(crate) fn a_slot_that_changed_hands_is_not_used(wire: Wire) {
+pub(crate) fn pitfall_p1_7_a_slot_that_changed_hands_is_not_used(wire: Wire) {
     const SOMEBODY_ELSE: u32 = 200;
     let (mut node, talk) = to_remote(wire);
     match wire.family {

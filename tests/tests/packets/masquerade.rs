@@ -26,7 +26,7 @@ wires! {
     rule_73_an_internal_local_policy_masquerades_who_is_no_pod_as_well,
     rule_74_a_pod_reaches_itself_through_a_node_port,
     rule_74_a_pod_reaches_itself_through_a_cluster_ip,
-    rule_74_a_pod_asks_itself_from_the_port_that_it_serves,
+    pitfall_p1_17_a_pod_reaches_itself_from_the_port_that_it_serves,
     a_pod_reaches_itself_by_the_stack_where_others_stand_at_its_device,
     rule_75b_a_process_of_the_node_sees_the_client,
     neighbours_on_a_bridge_meet_by_mac_both_ways,
@@ -35,7 +35,7 @@ wires! {
     two_clients_with_one_port_get_two,
     rule_72_of_several_addresses_it_is_the_one_that_the_kernel_would_choose,
     rule_74_of_several_addresses_a_pod_that_serves_itself_sees_the_kernels_choice,
-    a_port_that_a_socket_of_the_node_has_is_not_taken,
+    pitfall_p1_4_a_port_that_a_socket_of_the_node_has_is_not_taken,
     when_every_port_is_taken_the_packet_is_dropped_and_others_live,
     a_device_without_an_address_cannot_masquerade,
     a_datagram_to_somebody_else_keeps_its_tuple,
@@ -274,7 +274,7 @@ fn a_pod_reaches_itself_by_the_stack_where_others_stand_at_its_device(wire: Wire
 }
 
 /// As a server does that sends by the socket it is asked at: both halves would have one key.
-fn rule_74_a_pod_asks_itself_from_the_port_that_it_serves(wire: Wire) {
+fn pitfall_p1_17_a_pod_reaches_itself_from_the_port_that_it_serves(wire: Wire) {
     let way = to_itself(wire, wire.at(world::vip, PORT));
     let way = Way { client: wire.at(world::pod1, TARGET), ..way };
     let node = serving(&way, Settings::default());
@@ -356,7 +356,7 @@ fn two_clients_with_one_port_get_two(wire: Wire) {
     other.comes(&node, second, Outcome::ReplyHalfOpen, Wire::answer);
 }
 
-pub(crate) fn a_port_that_a_socket_of_the_node_has_is_not_taken(wire: Wire) {
+pub(crate) fn pitfall_p1_4_a_port_that_a_socket_of_the_node_has_is_not_taken(wire: Wire) {
     let way = Way::through(wire);
     let node = serving(&way, Settings { source_ports: 2, ..Settings::default() });
     let own = wire.at(world::node, 61_000);

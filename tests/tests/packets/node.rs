@@ -7,7 +7,7 @@ use proxy_common::Outcome;
 use crate::cases::{PORT, TARGET, Talk, at, by_now, other, out_of, web};
 
 wires! {
-    a_process_of_the_node_reaches_an_endpoint_elsewhere,
+    pitfall_p1_3_a_process_of_the_node_reaches_an_endpoint_elsewhere,
     a_process_of_the_node_reaches_an_endpoint_by_both_its_addresses,
     a_process_of_the_node_reaches_a_pod_of_the_node,
     a_process_of_the_node_takes_the_address_of_the_way_to_the_endpoint,
@@ -29,7 +29,7 @@ fn sent(wire: Wire, vip: std::net::SocketAddr) -> Packet {
     wire.opening(wire.at(world::node, PROCESS), vip).on_wire(UPLINK.mac, UPLINK.peer)
 }
 
-fn a_process_of_the_node_reaches_an_endpoint_elsewhere(wire: Wire) {
+fn pitfall_p1_3_a_process_of_the_node_reaches_an_endpoint_elsewhere(wire: Wire) {
     let (vip, endpoint) = (wire.at(world::vip, PORT), wire.at(world::remote, TARGET));
     let process = wire.at(world::node, PROCESS);
     let node = Node::serving(&[&web(wire).elsewhere(endpoint.ip())]);

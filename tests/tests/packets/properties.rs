@@ -101,7 +101,7 @@ fn check(node: &Node, packet: &Packet, ran: fairlead_tests::packet::Ran<'_>) -> 
 }
 
 #[test]
-fn any_packet_leaves_with_right_checksums_or_as_it_came() {
+fn pitfall_p1_14_any_packet_leaves_with_right_checksums_or_as_it_came() {
     let node = busy_node();
     let mut runner = TestRunner::new(Config { cases: 2048, failure_persistence: None, ..Config::default() });
     let hooks = 0usize..5;

@@ -12,7 +12,7 @@ use crate::cases::{PORT, TARGET, Talk, at, reset_for, to_remote, unreachable_for
 families! {
     rule_54_a_syn_without_any_endpoint_is_reset,
     rule_54_a_datagram_without_any_endpoint_is_unreachable,
-    a_segment_in_mid_stream_without_a_flow_is_reset,
+    pitfall_p1_13_a_segment_in_mid_stream_without_a_flow_is_reset,
     a_reset_without_a_flow_is_not_answered,
     rule_66_an_unknown_port_of_a_cluster_ip_is_refused,
     a_reset_to_an_unknown_port_is_not_answered,
@@ -22,7 +22,7 @@ families! {
     nobody_is_answered_at_an_address_that_is_nobodys,
     the_nodes_own_process_is_refused_where_it_listens,
     rule_64_the_nodes_own_process_is_refused_at_an_external_address,
-    a_connection_that_began_under_kube_proxy_is_left_to_its_rules,
+    pitfall_p1_13_a_connection_that_began_under_kube_proxy_is_left_to_its_rules,
     answers_are_limited,
 }
 
@@ -68,7 +68,7 @@ fn rule_54_a_datagram_without_any_endpoint_is_unreachable(family: IpFamily) {
     }
 }
 
-pub(crate) fn a_segment_in_mid_stream_without_a_flow_is_reset(family: IpFamily) {
+pub(crate) fn pitfall_p1_13_a_segment_in_mid_stream_without_a_flow_is_reset(family: IpFamily) {
     let (node, talk) = to_remote(tcp(family));
     for (flags, payload) in [(ACK, b"".as_slice()), (ACK | PSH, b"data"), (ACK | FIN, b""), (SYN | ACK, b"")] {
         let segment = talk.segment(flags).carrying(payload).numbered(7, 0xdead_beef);
@@ -152,7 +152,7 @@ fn the_nodes_own_process_is_refused_where_it_listens(family: IpFamily) {
     node.sends(UPLINK, &syn).is_answered(Outcome::RejectNoEndpoint, &reset_for(&syn, ACK, 0, 0x1000_0001));
 }
 
-pub(crate) fn a_connection_that_began_under_kube_proxy_is_left_to_its_rules(family: IpFamily) {
+pub(crate) fn pitfall_p1_13_a_connection_that_began_under_kube_proxy_is_left_to_its_rules(family: IpFamily) {
     let wire = tcp(family);
     let talk = Talk::to(wire, wire.at(world::remote, TARGET));
     let mut node = Node::start_with(Settings { kube_proxy: true, ..Settings::default() });

@@ -10,9 +10,9 @@ use crate::cases::{PORT, TARGET, Talk, at, by_now, other, out_of, to_remote, web
 
 wires! {
     a_translated_request_that_comes_in_again_is_left_alone,
-    one_client_port_to_two_services_with_the_same_endpoint_gets_two_ports,
+    pitfall_p1_2_one_client_port_to_two_services_with_the_same_endpoint_gets_two_ports,
     one_client_port_to_two_services_gets_two_endpoints_where_there_are_two,
-    a_direct_packet_on_a_services_tuple_gets_another_port,
+    pitfall_p1_2_a_direct_packet_on_a_services_tuple_gets_another_port,
     a_direct_packet_on_a_tuple_of_its_own_is_left_alone,
     when_every_tuple_is_taken_the_packet_is_dropped,
 }
@@ -20,7 +20,7 @@ wires! {
 families! {
     the_nodes_own_packet_keeps_off_the_tuple_of_a_pod_that_serves_itself,
     a_connection_that_the_endpoint_has_with_the_client_already_is_left_alone,
-    the_tuple_of_a_closed_connection_is_free,
+    pitfall_p1_2_the_tuple_of_a_closed_connection_is_free,
     a_segment_in_mid_stream_to_an_endpoint_itself_is_left_alone,
 }
 
@@ -31,7 +31,7 @@ fn two(wire: Wire) -> (Talk, Talk) {
     (first, second)
 }
 
-fn one_client_port_to_two_services_with_the_same_endpoint_gets_two_ports(wire: Wire) {
+fn pitfall_p1_2_one_client_port_to_two_services_with_the_same_endpoint_gets_two_ports(wire: Wire) {
     let (first, second) = two(wire);
     let endpoint = first.endpoint;
     let node = Node::serving(&[&web(wire).elsewhere(endpoint.ip()), &other(wire).elsewhere(endpoint.ip())]);
@@ -70,7 +70,7 @@ fn one_client_port_to_two_services_gets_two_endpoints_where_there_are_two(wire: 
     }
 }
 
-pub(crate) fn a_direct_packet_on_a_services_tuple_gets_another_port(wire: Wire) {
+pub(crate) fn pitfall_p1_2_a_direct_packet_on_a_services_tuple_gets_another_port(wire: Wire) {
     let talk = Talk::to(wire, wire.at(world::remote, TARGET));
     let node = Node::serving(&[&web(wire).elsewhere(talk.endpoint.ip())]);
     talk.is_opened(&node);
@@ -160,7 +160,7 @@ fn the_nodes_own_packet_keeps_off_the_tuple_of_a_pod_that_serves_itself(family: 
     ran.becomes(Outcome::DirectRewritten, &direct.clone().from_port(port));
 }
 
-fn the_tuple_of_a_closed_connection_is_free(family: IpFamily) {
+fn pitfall_p1_2_the_tuple_of_a_closed_connection_is_free(family: IpFamily) {
     let wire = Wire { family, protocol: Protocol::Tcp };
     let (first, second) = two(wire);
     let endpoint = first.endpoint.ip();

@@ -28,10 +28,10 @@ const SAMPLE: [&str; 12] = [
     "headers::ip",
     "evictions::a_repeated_syn",
     "evictions::datagrams_make",
-    "tuples::a_direct_packet_on_a_services_tuple_gets_another_port::tcp",
+    "tuples::pitfall_p1_2_a_direct_packet_on_a_services_tuple_gets_another_port::tcp",
     "cluster_ip::a_pod_reaches_the_endpoints_on_its_node::bridge_nf_invalid_drop",
     "cluster_ip::a_pod_reaches_remote_endpoints::routed_conntrack",
-    "cluster_ip::a_node_process_reaches_remote_endpoints::routed_conntrack",
+    "cluster_ip::pitfall_p1_3_a_node_process_reaches_remote_endpoints::routed_conntrack",
     "node_port::rule_92_a_process_of_the_node_reaches_itself_by_its_node_port::routed_plain",
     "foreign::a_foreign_clsact",
     // Devices that this machine's kernel need not make: nobody else runs these.

@@ -39,7 +39,7 @@ pub enum Command {
     Flows(ShowArgs),
     /// Show which endpoint each client keeps, where a Service asks for session affinity
     Affinity(ShowArgs),
-    /// Show the devices that carry programs, with their role and attachment
+    /// Show the node's devices: the role of each and why, and the programs on it
     Devices(ShowArgs),
     /// Say whether this kernel can run Fairlead, what is missing, and what the maps cost
     ///
@@ -91,9 +91,9 @@ pub enum Output {
     Table,
     /// The same, with more columns where there are more
     Wide,
-    /// One JSON array
+    /// JSON: an array with an object for each row
     Json,
-    /// The same as YAML
+    /// YAML: the same array
     Yaml,
 }
 

@@ -117,7 +117,7 @@ fn missing_capabilities(status: &str) -> Vec<&'static str> {
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
     let has = |bit: u32| effective & 1 << bit != 0;
-    let missing = |bit: u32| !has(bit) && !(bit > CAP_SYS_ADMIN && has(CAP_SYS_ADMIN));
+    let missing = |bit: u32| !(has(bit) || bit > CAP_SYS_ADMIN && has(CAP_SYS_ADMIN));
     CAPABILITIES.into_iter().filter(|(bit, _)| missing(*bit)).map(|(_, name)| name).collect()
 }
 

@@ -35,7 +35,6 @@ use netlink::{Changes, NetlinkError, Notice};
 use places::{Places, Questions};
 use replies::Rule;
 use rules::Changed;
-use told::ToldFile;
 
 /// Everything is read again this often, because the kernel does not tell of every route that goes.
 const REREAD: Duration = Duration::from_secs(60);
@@ -138,7 +137,7 @@ impl Devices {
         inventory.replace(netlink::read_all(&handle).await?);
         let goals = Arc::new(Goals::new(Goal::of(&inventory, &wishes)));
         let places = Places::new(Questions { handle: handle.clone(), runtime: tokio::runtime::Handle::current() });
-        let (map, file) = (DeviceMap::open(pins)?, ToldFile::of(pins));
+        let (map, file) = (DeviceMap::open(pins)?, told::file(pins));
         let fitter = Fitter::new(attacher, map, file, Arc::clone(&goals), told, places);
         Ok((Self { changes, handle, inventory, wishes, goals, fitter, addresses, census }, receiver))
     }

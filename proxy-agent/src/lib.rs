@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod model;
 pub mod plan;
 pub mod run;
+pub mod run_file;
 pub mod settings;
 pub mod source;
 pub mod source_ports;

@@ -38,7 +38,7 @@ use crate::plan::node_ports::NodePorts;
 use crate::source::Source;
 use crate::source::folder::Folder;
 use crate::startup::{self, Found};
-use crate::status::{self, file::StatusFile};
+use crate::status;
 use crate::sync::{self, Input, Listeners};
 use crate::sysctl::Sysctls;
 use crate::{gc, settings, telemetry};
@@ -211,7 +211,7 @@ async fn start(config: Config) -> anyhow::Result<Tasks> {
     };
     startup::report(found, config.attach, &devices, &node, &described);
     tasks.spawn("the control plane", sync::run(dataplane, answering, control_plane, listeners));
-    tokio::spawn(status::file::follow(StatusFile::of(&config.pins), status));
+    tokio::spawn(status::file::follow(status::file::of(&config.pins), status));
     tasks.spawn("the devices' task", devices.run());
     tasks.spawn("the relay of addresses", relay(addresses, live_addresses, inputs));
     tasks.spawn("the sweep over flows", gc::run(flows, clients, config.timeouts, config.sweep_interval, live, used));

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::dataplane::pin::PinRoot;
 use crate::dataplane::sys;
+use crate::run_file::RunFile;
 use crate::source_ports::{ENOUGH, NODE_PORTS, Ports, RESERVED, SourcePorts, Span, span_text};
-use crate::status::file::directory;
 
 const RANGE: &str = "net/ipv4/ip_local_port_range";
 const RESERVED_PORTS: &str = "net/ipv4/ip_local_reserved_ports";
@@ -66,14 +66,14 @@ struct Record {
 #[derive(Clone, Debug)]
 pub struct Sysctls {
     root: PathBuf,
-    record: PathBuf,
+    record: RunFile<Record>,
     netns: u64,
 }
 
 impl Sysctls {
     /// Those of the agent with these pins.
     pub fn of(pins: &PinRoot) -> io::Result<Self> {
-        Ok(Self { root: "/proc/sys".into(), record: directory(pins).join("sysctls.json"), netns: sys::netns_inode()? })
+        Ok(Self { root: "/proc/sys".into(), record: RunFile::of(pins, "sysctls.json"), netns: sys::netns_inode()? })
     }
 
     fn read(&self, entry: &str) -> io::Result<String> {
@@ -137,7 +137,7 @@ impl Sysctls {
         if !record.set.iter().any(|known| known.entry == set.entry) {
             record.set.push(set.clone());
         }
-        self.write_record(&record)?;
+        self.record.write(&Record { netns: self.netns, set: record.set })?;
         fs::write(self.root.join(&set.entry), value)
     }
 
@@ -167,33 +167,18 @@ impl Sysctls {
             // An empty write would say nothing; a line of its own empties the list.
             fs::write(self.root.join(&set.entry), format!("{ports}\n"))?;
         }
-        fs::remove_file(&self.record)?;
+        self.record.remove()?;
         Ok(record.set)
     }
 
     /// The file; what another network namespace's agent wrote is not for here.
     fn read_record(&self) -> io::Result<Option<Record>> {
-        let text = match fs::read(&self.record) {
-            Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let record: Record = serde_json::from_slice(&text)?;
-        Ok(Some(record).filter(|record| record.netns == self.netns))
-    }
-
-    fn write_record(&self, record: &Record) -> io::Result<()> {
-        if let Some(dir) = self.record.parent() {
-            fs::create_dir_all(dir)?;
-        }
-        let new = self.record.with_extension("new");
-        fs::write(&new, serde_json::to_vec(&Record { netns: self.netns, set: record.set.clone() })?)?;
-        fs::rename(&new, &self.record)
+        Ok(self.record.read()?.map(|(record, _)| record).filter(|record| record.netns == self.netns))
     }
 
     /// Where the file is.
     pub fn record(&self) -> &Path {
-        &self.record
+        self.record.path()
     }
 }
 
@@ -214,7 +199,7 @@ mod tests {
 
     /// Files in place of /proc/sys.
     fn sysctls(dir: &Path, range: &str, reserved: &str) -> Sysctls {
-        let sysctls = Sysctls { root: dir.join("proc"), record: dir.join("run/sysctls.json"), netns: 7 };
+        let sysctls = Sysctls { root: dir.join("proc"), record: RunFile::at(dir.join("run/sysctls.json")), netns: 7 };
         fs::create_dir_all(sysctls.root.join("net/ipv4")).unwrap();
         fs::write(sysctls.root.join(RANGE), range).unwrap();
         fs::write(sysctls.root.join(RESERVED_PORTS), reserved).unwrap();

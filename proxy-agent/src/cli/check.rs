@@ -19,8 +19,8 @@ use crate::dataplane::probe::{self, kube_proxy};
 use crate::dataplane::{load, sys};
 use crate::devices::desired::{Desired, Wishes, desired};
 use crate::devices::inventory::Inventory;
-use crate::devices::select::{Selection, role_name};
-use crate::devices::{netlink, rules};
+use crate::devices::select::Selection;
+use crate::devices::{netlink, rules, told};
 
 /// How a finding weighs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -241,16 +241,13 @@ fn neighbours(report: &mut Report, pins: &PinRoot, devices: &Desired) {
 
 fn device_table(devices: &Desired) -> String {
     let mut table = Table::new(&["DEVICE", "ROLE", "PROGRAMS", "WHY"]);
-    let served = devices.devices.iter().map(|(index, d)| {
-        let programs = if d.programs { "yes" } else { "its ports'" };
-        (*index, d.name.clone(), role_name(Some(d.role)), programs, d.why.to_string())
-    });
-    let skipped =
-        devices.skipped.iter().map(|(index, (name, why))| (*index, name.clone(), "none", "no", why.to_string()));
-    let mut rows: Vec<_> = served.chain(skipped).collect();
-    rows.sort();
-    for (_, name, role, programs, why) in rows {
-        table.row(vec![name, role.to_owned(), programs.to_owned(), why]);
+    for told in told::of(devices) {
+        let programs = match devices.devices.get(&told.ifindex) {
+            Some(device) if device.programs => "yes",
+            Some(_) => "its ports'",
+            None => "no",
+        };
+        table.row(vec![told.name, told.role, programs.to_owned(), told.why]);
     }
     let root = if sys::is_root() { "" } else { "(without rights, foreign filters are not seen)\n" };
     format!("{table}{root}")

@@ -11,9 +11,8 @@ use crate::args::PinArgs;
 use crate::dataplane::attach;
 use crate::dataplane::pin::{self, PinError, PinRoot};
 use crate::dataplane::sys;
-use crate::devices::told::ToldFile;
-use crate::devices::{netlink, rules};
-use crate::status::file::StatusFile;
+use crate::devices::{netlink, rules, told};
+use crate::status;
 use crate::sysctl::{Set, Sysctls};
 
 /// The directories of a version, in the order in which they go: programs stop before their maps do.
@@ -44,11 +43,11 @@ pub(super) fn main(args: PinArgs) -> anyhow::Result<ExitCode> {
         }
         Err(error) => problems.push(format!("cannot restore what {} says: {error}", sysctls.record().display())),
     }
-    match ToldFile::of(&pins).remove() {
+    match told::file(&pins).remove() {
         Ok(_) => {}
         Err(error) => problems.push(format!("cannot remove what was told of devices: {error}")),
     }
-    let status = StatusFile::of(&pins);
+    let status = status::file::of(&pins);
     match status.remove() {
         Ok(true) => report.push(format!("removed {}", status.path().display())),
         Ok(false) => {}

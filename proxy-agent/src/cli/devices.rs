@@ -7,15 +7,16 @@ use std::process::ExitCode;
 use proxy_common::abi::{Device, Role};
 use serde::Serialize;
 
-use super::{Row, pins, show};
+use super::{Row, complain, pins, show};
 use crate::args::ShowArgs;
 use crate::dataplane::attach::Hook;
 use crate::dataplane::attach::links::Links;
 use crate::dataplane::attach::standing::{By, Filters, Standing, misplaced};
 use crate::devices::inventory::{Event, Framing, Link};
 use crate::devices::select::{ROLES, role_name};
-use crate::devices::told::ToldFile;
+use crate::devices::told::{self, Told};
 use crate::devices::{DeviceMap, netlink};
+use crate::run_file::RunFile;
 
 #[derive(Debug, Serialize)]
 struct DeviceRow {
@@ -95,7 +96,7 @@ pub(super) fn main(args: &ShowArgs) -> anyhow::Result<ExitCode> {
     let pins = pins(args)?;
     let entries = DeviceMap::open(&pins)?.entries()?;
     let links = Links::new(&pins)?;
-    let told: BTreeMap<_, _> = ToldFile::of(&pins).read()?.into_iter().map(|told| (told.ifindex, told)).collect();
+    let (told, note) = what_is_told(&told::file(&pins));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let rows = runtime.block_on(async {
         let handle = netlink::questions()?;
@@ -120,7 +121,23 @@ pub(super) fn main(args: &ShowArgs) -> anyhow::Result<ExitCode> {
         rows.sort_by_key(|row| row.ifindex);
         anyhow::Ok(rows)
     })?;
-    show(&rows, args.output)
+    let shown = show(&rows, args.output);
+    note.iter().for_each(|note| complain(note));
+    shown
+}
+
+/// What the agent has told of devices, by ifindex, and what must be known to understand it.
+fn what_is_told(file: &RunFile<Vec<Told>>) -> (BTreeMap<u32, Told>, Option<String>) {
+    match file.read() {
+        Ok(read) => {
+            let told = read.map(|(told, _)| told).unwrap_or_default();
+            (told.into_iter().map(|told| (told.ifindex, told)).collect(), None)
+        }
+        Err(error) => {
+            let file = file.path().display();
+            (BTreeMap::new(), Some(format!("why devices are served is not known: cannot read {file}: {error}")))
+        }
+    }
 }
 
 fn served(

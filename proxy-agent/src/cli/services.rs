@@ -15,7 +15,7 @@ use crate::args::{Output, ShowArgs};
 use crate::dataplane::pin::PinRoot;
 use crate::dataplane::{Snapshot, Tuple};
 use crate::status::Entry;
-use crate::status::file::{Said, StatusFile};
+use crate::status::file::{self, Said};
 
 /// One address that is served, or one thing that is not: the other fields are empty then.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
@@ -104,7 +104,7 @@ pub(super) fn main(args: &ShowArgs) -> anyhow::Result<ExitCode> {
     let pins = pins(args)?;
     let maps = snapshot(&pins)?;
     let stats = port_stats(&pins, maps.names.keys().copied())?;
-    let (said, note) = what_is_said(StatusFile::of(&pins).read(), pins.agent_runs()?, SystemTime::now());
+    let (said, note) = what_is_said(file::of(&pins).read(), pins.agent_runs()?, SystemTime::now());
     let (served, not_served) = (rows(&maps, &stats), not_served(&said.entries));
     match args.output {
         Output::Json | Output::Yaml => {

@@ -16,9 +16,10 @@ use super::desired::{Desired, Served, Step, Wishes, desired, steps};
 use super::inventory::Inventory;
 use super::places::Places;
 use super::replies::Rule;
-use super::told::{self, Told, ToldFile};
+use super::told::{self, Told};
 use super::{Census, DeviceMap, DevicesError, NodeAddresses, select};
 use crate::dataplane::attach::{AttachError, Attacher, Target};
+use crate::run_file::RunFile;
 
 /// What could not be attached is tried again this often.
 const RETRY: Duration = Duration::from_secs(1);
@@ -124,16 +125,16 @@ pub(super) struct Fitter {
     again: BTreeSet<u32>,
     /// What was said of a device that cannot be served, or not any more.
     complaints: BTreeMap<u32, String>,
-    file: ToldFile,
-    /// What it says.
-    told: Option<Vec<Told>>,
+    file: RunFile<Vec<Told>>,
+    /// What it says, or why it could not be written.
+    told: Option<Result<Vec<Told>, String>>,
 }
 
 impl Fitter {
     pub(super) fn new(
         attacher: Attacher,
         map: DeviceMap,
-        file: ToldFile,
+        file: RunFile<Vec<Told>>,
         goals: Arc<Goals>,
         census: watch::Sender<Census>,
         places: Places,
@@ -347,16 +348,21 @@ impl Fitter {
         }
     }
 
-    /// Says why each device is served as it is.
+    /// Says why each device is served as it is. What could not be written is tried again at the next turn.
     fn tell(&mut self, goal: &Goal) {
         let told = told::of(&goal.desired);
-        if self.told.as_ref() == Some(&told) {
+        if matches!(&self.told, Some(Ok(said)) if *said == told) {
             return;
         }
-        if let Err(error) = self.file.write(&told) {
-            tracing::debug!(%error, "why devices are served cannot be shown by `fairlead devices`");
+        let written = self.file.write(&told).map_err(|error| error.to_string());
+        match (&written, &self.told) {
+            (Err(error), Some(Err(known))) if error == known => {}
+            (Err(error), _) => tracing::warn!(
+                file = %self.file.path().display(), error, "why devices are served cannot be shown by `fairlead devices`"
+            ),
+            (Ok(()), _) => {}
         }
-        self.told = Some(told);
+        self.told = Some(written.map(|()| told));
     }
 
     /// Looks whether ours stand in their places: at all of them now and then, else at those that have changed.

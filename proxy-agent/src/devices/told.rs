@@ -1,15 +1,12 @@
-//! What the agent tells of each device beside `DEVICES`: the rule that gave it its role, or why it is left alone. A file for
-//! `fairlead devices`, in the directory of the [status file](crate::status::file).
-
-use std::io::{self, ErrorKind};
-use std::path::PathBuf;
+//! What the agent tells of each device beside `DEVICES`: the rule that gave it its role, or why it is left alone. A
+//! [file](RunFile) for `fairlead devices`.
 
 use serde::{Deserialize, Serialize};
 
 use super::desired::Desired;
 use super::select;
 use crate::dataplane::pin::PinRoot;
-use crate::status::file::directory;
+use crate::run_file::RunFile;
 
 /// What is told of a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,47 +37,9 @@ pub fn of(desired: &Desired) -> Vec<Told> {
     all
 }
 
-/// The file.
-#[derive(Clone, Debug)]
-pub struct ToldFile {
-    path: PathBuf,
-}
-
-impl ToldFile {
-    /// That of the agent with these pins.
-    pub fn of(pins: &PinRoot) -> Self {
-        Self { path: directory(pins).join("devices.json") }
-    }
-
-    /// Replaces it at once.
-    pub fn write(&self, told: &[Told]) -> io::Result<()> {
-        if let Some(dir) = self.path.parent() {
-            std::fs::create_dir_all(dir)?;
-        }
-        let new = self.path.with_extension("new");
-        std::fs::write(&new, serde_json::to_vec(told)?)?;
-        std::fs::rename(&new, &self.path)
-    }
-
-    /// What it says; nothing if it is not there.
-    pub fn read(&self) -> io::Result<Vec<Told>> {
-        match std::fs::read(&self.path) {
-            Ok(text) => Ok(serde_json::from_slice(&text)?),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Removes it. False if it was not there.
-    pub fn remove(&self) -> io::Result<bool> {
-        // Left by a crash between writing and renaming.
-        _ = std::fs::remove_file(self.path.with_extension("new"));
-        match std::fs::remove_file(&self.path) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
+/// The file of the agent with these pins.
+pub fn file(pins: &PinRoot) -> RunFile<Vec<Told>> {
+    RunFile::of(pins, "devices.json")
 }
 
 #[cfg(test)]
@@ -95,10 +54,7 @@ mod tests {
     use crate::devices::select::Selection;
 
     #[test]
-    fn what_is_written_is_read_until_it_is_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = ToldFile { path: dir.path().join("x/devices.json") };
-        assert_eq!(file.read().unwrap(), []);
+    fn every_device_is_told_of_in_order() {
         let inv = inventory([Event::Link(link(9, "cali9", Kind::Veth)), Event::Link(link(4, "dummy4", Kind::Inert))]);
         let nodeport_addresses = NodePortAddresses::Primary;
         let told = of(&desired(
@@ -107,8 +63,5 @@ mod tests {
         ));
         let roles: Vec<_> = told.iter().map(|told| (told.ifindex, &*told.role)).collect();
         assert_eq!(roles, [(4, "none"), (9, select::role_name(Some(Role::Pod)))]);
-        file.write(&told).unwrap();
-        assert_eq!(file.read().unwrap(), told);
-        assert!(file.remove().unwrap() && !file.remove().unwrap());
     }
 }

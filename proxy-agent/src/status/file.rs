@@ -1,12 +1,7 @@
-//! The file in which a running agent says what it does not serve, for commands that are run beside it.
-//!
-//! It lies in `/run`, because a BPF file system holds no text. An agent that ends or crashes leaves it behind: what it
-//! says is then as true as the maps are that were left with it, and [`PinRoot::agent_runs`] tells the two apart.
+//! The [file](RunFile) in which a running agent says what it does not serve.
 
 use std::collections::BTreeMap;
-use std::io::{self, ErrorKind};
-use std::path::{Component, Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -15,9 +10,8 @@ use tracing::warn;
 use super::{Entry, News};
 use crate::dataplane::Subject;
 use crate::dataplane::pin::PinRoot;
+use crate::run_file::RunFile;
 
-/// Where files of running services belong.
-const RUN_DIR: &str = "/run/fairlead";
 /// Least pause between two writes: a burst of changes becomes one.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -30,78 +24,15 @@ pub struct Said {
     pub entries: Vec<Entry>,
 }
 
-/// The directory of what the agent with these pins says. It follows from the place of the pins, which no two agents share.
-pub fn directory(pins: &PinRoot) -> PathBuf {
-    directory_below(Path::new(RUN_DIR), pins)
-}
-
-fn directory_below(dir: &Path, pins: &PinRoot) -> PathBuf {
-    let names = pins.path().components().filter(|part| matches!(part, Component::Normal(_)));
-    dir.join(names.collect::<PathBuf>())
-}
-
 /// The file of the agent with these pins.
-#[derive(Clone, Debug)]
-pub struct StatusFile {
-    path: PathBuf,
-}
-
-impl StatusFile {
-    /// It lies in [`directory`].
-    pub fn of(pins: &PinRoot) -> Self {
-        Self::below(Path::new(RUN_DIR), pins)
-    }
-
-    fn below(dir: &Path, pins: &PinRoot) -> Self {
-        Self { path: directory_below(dir, pins).join("status.json") }
-    }
-
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// What it says, and since when; `None` if it is not there.
-    pub fn read(&self) -> io::Result<Option<(Said, SystemTime)>> {
-        let text = match std::fs::read(&self.path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let written = std::fs::metadata(&self.path)?.modified()?;
-        Ok(Some((serde_json::from_slice(&text)?, written)))
-    }
-
-    /// Replaces it at once: whoever reads it sees the old or the new text, and a crash in between leaves the old.
-    pub fn write(&self, said: &Said) -> io::Result<()> {
-        let new = self.path.with_extension("new");
-        if let Some(dir) = self.path.parent() {
-            std::fs::create_dir_all(dir)?;
-        }
-        std::fs::write(&new, serde_json::to_vec(said)?)?;
-        std::fs::rename(&new, &self.path)
-    }
-
-    /// Removes it, and the directories that held nothing else. False if it was not there.
-    pub fn remove(&self) -> io::Result<bool> {
-        let removed = match std::fs::remove_file(&self.path) {
-            Ok(()) => true,
-            Err(error) if error.kind() == ErrorKind::NotFound => false,
-            Err(error) => return Err(error),
-        };
-        // Left by a crash between writing and renaming.
-        _ = std::fs::remove_file(self.path.with_extension("new"));
-        let dirs = self.path.ancestors().skip(1).take_while(|dir| dir.starts_with(RUN_DIR));
-        // The first that holds something else ends it.
-        _ = dirs.map(std::fs::remove_dir).take_while(Result::is_ok).count();
-        Ok(removed)
-    }
+pub fn of(pins: &PinRoot) -> RunFile<Said> {
+    RunFile::of(pins, "status.json")
 }
 
 /// Keeps the file in step with the news until there are no more. The file of an earlier agent is replaced first.
 ///
 /// One that cannot be written is reported and stops nothing.
-pub async fn follow(file: StatusFile, mut news: mpsc::UnboundedReceiver<News>) {
+pub async fn follow(file: RunFile<Said>, mut news: mpsc::UnboundedReceiver<News>) {
     let (mut entries, mut said, mut failed): (BTreeMap<Subject, Entry>, _, _) = (BTreeMap::new(), None, None);
     let mut synced = false;
     let mut next = Said::default();
@@ -109,7 +40,7 @@ pub async fn follow(file: StatusFile, mut news: mpsc::UnboundedReceiver<News>) {
         if said.as_ref() != Some(&next) {
             let error = file.write(&next).err().map(|error| error.to_string());
             if let Some(error) = error.as_ref().filter(|_| error != failed) {
-                warn!(file = %file.path.display(), %error, "what is not served cannot be shown by `fairlead services`");
+                warn!(file = %file.path().display(), %error, "what is not served cannot be shown by `fairlead services`");
             }
             said = error.is_none().then_some(next);
             failed = error;
@@ -137,10 +68,6 @@ mod tests {
     use super::*;
     use crate::model::ObjectName;
 
-    fn file(dir: &Path) -> StatusFile {
-        StatusFile::below(dir, &PinRoot::new("/sys/fs/bpf/x".into()).unwrap())
-    }
-
     fn entry(name: &str) -> (Subject, Option<Entry>) {
         let subject = Subject::Service(ObjectName::new("shop", name));
         let entry = Entry {
@@ -152,18 +79,10 @@ mod tests {
         (subject, Some(entry))
     }
 
-    #[test]
-    fn two_pin_paths_never_share_a_file() {
-        let of = |pins: &str| StatusFile::of(&PinRoot::new(pins.into()).unwrap()).path;
-        assert_eq!(of("/sys/fs/bpf/fairlead"), Path::new("/run/fairlead/sys/fs/bpf/fairlead/status.json"));
-        assert_eq!(of("/../x"), Path::new("/run/fairlead/x/status.json"), "and none lies elsewhere");
-        assert_ne!(of("/a-b"), of("/a/b"));
-    }
-
     #[tokio::test]
     async fn it_replaces_what_a_dead_agent_said_and_follows_the_news() {
         let dir = tempfile::tempdir().unwrap();
-        let file = file(dir.path());
+        let file = RunFile::at(dir.path().join("status.json"));
         file.write(&Said { synced: true, entries: vec![entry("old").1.unwrap()] }).unwrap();
         let (sender, receiver) = mpsc::unbounded_channel();
         let task = tokio::spawn(follow(file.clone(), receiver));
@@ -183,17 +102,5 @@ mod tests {
         task.await.unwrap();
         let said = file.read().unwrap().unwrap().0;
         assert_eq!(said, Said { synced: true, entries: vec![entry("b").1.unwrap()] });
-    }
-
-    #[test]
-    fn what_is_gone_or_no_json_is_told_apart() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = file(dir.path());
-        assert!(file.read().unwrap().is_none());
-        assert!(!file.remove().unwrap());
-        file.write(&Said::default()).unwrap();
-        std::fs::write(file.path(), "{").unwrap();
-        file.read().unwrap_err();
-        assert!(file.remove().unwrap() && file.read().unwrap().is_none());
     }
 }

@@ -23,9 +23,40 @@ fn what_is_not_served_is_shown_beside_the_maps() {
     assert!(!file.exists(), "cleanup left {}", file.display());
 }
 
+/// The rest is the maps' and the kernel's to say.
+#[test]
+fn devices_are_shown_beside_a_damaged_file() {
+    let cluster = Cluster::own(Cell::named("routed_plain"), AgentOptions::default());
+    let mut agent = cluster.agent.lock().expect("no other case uses this cluster");
+    agent.stop().expect("it ends");
+    let file = status_file_of(&agent).with_file_name("devices.json");
+    std::fs::write(&file, "[{").expect("it is damaged");
+    let binary = fairlead_lab::agent::find_binary().expect("the agent");
+    let shown = cluster.lab.node.ns.command(binary).arg("devices").arg("--pin-path").arg(&agent.pin_path).output();
+    let shown = shown.expect("it runs");
+    let [table, note] = [shown.stdout, shown.stderr].map(|text| String::from_utf8(text).expect("text"));
+    assert!(shown.status.success() && table.contains(&cluster.lab.client.node_device), "{table}{note}");
+    assert_eq!(note.lines().count(), 1, "{note}");
+    assert!(note.contains("why devices are served is not known") && note.contains("devices.json"), "{note}");
+
+    // One that cannot be written is tried again.
+    std::fs::remove_file(&file).expect("it is there");
+    std::fs::create_dir(&file).expect("its place is taken");
+    agent.restart(&cluster.lab).expect("it starts again");
+    let said = || agent.log_text().matches("cannot be shown by `fairlead devices`").count();
+    assert!(wait_until(PATIENCE, || said() == 1), "{}", agent.log_text());
+    std::fs::remove_dir(&file).expect("its place is free");
+    assert!(wait_until(PATIENCE, || file.is_file()), "{}", agent.log_text());
+    assert_eq!(said(), 1, "{}", agent.log_text());
+}
+
 fn status_file(cluster: &Cluster) -> PathBuf {
-    let pins = &cluster.agent.lock().expect("no other case uses this cluster").pin_path;
-    Path::new("/run/fairlead").join(pins.strip_prefix("/").expect("pins have an absolute path")).join("status.json")
+    status_file_of(&cluster.agent.lock().expect("no other case uses this cluster"))
+}
+
+fn status_file_of(agent: &Agent) -> PathBuf {
+    let pins = agent.pin_path.strip_prefix("/").expect("pins have an absolute path");
+    Path::new("/run/fairlead").join(pins).join("status.json")
 }
 
 fn shown(cluster: &Cluster) -> Result<()> {

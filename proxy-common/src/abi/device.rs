@@ -21,8 +21,8 @@ pub enum Role {
 }
 
 abi_struct! {
-    /// Value of `DEVICES`, by ifindex. Read when a flow begins, and of established ones for those of a pod with
-    /// itself.
+    /// Value of `DEVICES`, by ifindex. Read when a flow begins; of established ones for those of a pod with itself, and for
+    /// replies with `--reply-mark`.
     pub struct Device: 48 {
         /// A [`Role`].
         role: u8,

@@ -2,14 +2,14 @@
 
 use std::{ffi::CString, sync::PoisonError, time::Duration};
 
-use fairlead_lab::{AgentOptions, Ask, Outcome, Proto};
+use fairlead_lab::{AgentOptions, Ask, Capture, Outcome, Proto, server::wait_until, topology::Host};
 pub(crate) use fairlead_tests::foreign::pin;
 use fairlead_tests::{
-    foreign::{self, TCX, attach},
+    foreign::{self, Policy, TCX, attach},
     not_run,
 };
 
-use crate::cell::{Cell, Cluster, PATIENCE, answered, eventually};
+use crate::cell::{Cell, Cluster, PATIENCE, TARGET, answered, eventually};
 
 const NEXT: i32 = -1;
 const DROP: i32 = 2;
@@ -87,4 +87,38 @@ fn a_foreign_clsact_filter_keeps_its_say_and_outlives_us() {
         eventually("an answer without the foreign filter", &client.ns, ask, |a| a.outcome.answer().is_some()).unwrap();
     }
     std::fs::remove_file(pinned).unwrap();
+}
+
+/// What a pod sends to itself is turned round at its device, unless somebody there has to see it.
+#[test]
+fn a_policy_that_comes_and_goes_sees_what_a_pod_sends_to_itself() {
+    if !has_tcx() {
+        not_run::because("the policy is attached by tcx, which this kernel does not have");
+        return;
+    }
+    let cluster = Cluster::own(Cell::named("routed_conntrack"), AgentOptions::default());
+    let (service, pod) = (cluster.service("itself"), &cluster.lab.pods[0]);
+    let ask = Ask::new(Proto::Tcp, service.vip(false));
+    service.serve(&service.pods(&[0]), &pod.ns, ask).unwrap();
+    // Whoever routes the packet takes one from its TTL.
+    let comes_with = |ttl| wait_until(PATIENCE, || ttl_of_request(pod, ask) == Some(ttl));
+    assert!(comes_with(64), "the pod's request did not come straight back");
+    let mut policy = Policy::load(TARGET).unwrap();
+    policy.attach_tcx(&cluster.lab.node.ns, &pod.node_device).unwrap();
+    assert!(comes_with(63), "the policy did not let the pod reach itself");
+    answered(&pod.ns, ask).unwrap();
+    drop(policy);
+    assert!(comes_with(64), "the pod's request takes the stack with nobody there to see it");
+}
+
+/// The TTL with which a pod's request comes back to it, if it is answered.
+fn ttl_of_request(pod: &Host, ask: Ask) -> Option<u8> {
+    let capture = Capture::start(&pod.ns, "eth0").unwrap();
+    let attempt = ask.timeout(Duration::from_millis(300)).once(&pod.ns).unwrap();
+    let packets = capture.stop();
+    attempt.outcome.answer()?;
+    let arrived = |packet: &&fairlead_lab::packet::Packet| {
+        !packet.outgoing && packet.sockets().is_some_and(|(_, dst)| dst.port() == TARGET)
+    };
+    packets.iter().find(arrived).map(|packet| packet.ttl)
 }

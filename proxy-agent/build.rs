@@ -1,8 +1,8 @@
 //! Builds the eBPF objects, so that `cargo build -p proxy-agent` alone yields a working agent: one for devices with an
 //! Ethernet header, one for those without.
 //!
-//! `FAIRLEAD_PREBUILT_EBPF=FILE` takes objects that were built elsewhere, for machines without the BPF tool chain: this file
-//! and the one of its name with `-flat` behind it.
+//! `FAIRLEAD_PREBUILT_EBPF=FILE` takes objects that were built elsewhere, for machines without the BPF tool chain: `cargo xtask
+//! build` makes `fairlead-ebpf.o` and, beside it, `fairlead-ebpf-flat.o`. FILE names the first, and the other one is found by it.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -31,9 +31,8 @@ fn main() -> ExitCode {
 }
 
 fn prebuilt(file: PathBuf) -> Result<[PathBuf; 2], String> {
-    let mut flat = file.clone().into_os_string();
-    flat.push("-flat");
-    let files = [file, flat.into()];
+    let flat = proxy_ebpf_build::flat_beside(&file);
+    let files = [file, flat];
     match files.iter().find(|file| !file.is_file()) {
         Some(file) => Err(format!("{PREBUILT}: there is no file {}", file.display())),
         None => Ok(files),

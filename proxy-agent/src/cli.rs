@@ -9,7 +9,6 @@ mod flows;
 mod mount;
 mod services;
 mod table;
-mod yaml;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -95,9 +94,15 @@ fn show<R: Serialize + Row>(rows: &[R], output: Output) -> anyhow::Result<ExitCo
 /// Prints rows for a script.
 fn document<R: Serialize>(rows: &[R], output: Output) -> anyhow::Result<()> {
     match output {
-        Output::Yaml => print(&yaml::document(&serde_json::to_value(rows)?)),
+        Output::Yaml => print(&yaml(rows)?),
         _ => print(&format!("{}\n", serde_json::to_string_pretty(rows)?)),
     }
+}
+
+/// One line for each value, however long.
+fn yaml<R: Serialize>(rows: &[R]) -> anyhow::Result<String> {
+    let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
+    Ok(serde_saphyr::to_string_with_options(&rows, options)?)
 }
 
 fn table<R: Row>(rows: &[R]) -> Table {
@@ -141,6 +146,61 @@ fn snapshot(pins: &PinRoot) -> anyhow::Result<Snapshot> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn yaml_is_read_as_what_was_written() {
+        let words = [
+            "",
+            "no",
+            "on",
+            "y",
+            "null",
+            "~",
+            "1",
+            "0x1f",
+            "1e3",
+            "12:30:45",
+            "2026-01-01",
+            "::",
+            "::1",
+            "fd00::1",
+            "a: b",
+            "# no comment",
+            "- item",
+            "it's \"quoted\"",
+            " before",
+            "after ",
+            "a\nb",
+            "a\tb\\c",
+            "%x",
+            "@x",
+            "*",
+            "&x",
+            "!x",
+            "[1]",
+            "{}",
+            "|",
+            ">",
+            "\u{e9}\u{1f980}",
+            "10.0.0.1",
+            "*:80/TCP",
+        ];
+        let long = "a reason of many words, ".repeat(9);
+        let rows = serde_json::json!([
+            {"name": "eth0", "ifindex": 2, "pods": false, "none": null, "conflicts": [], "words": words.as_slice(), "long": long},
+            {"name": "eth1", "nested": [{"id": u64::MAX, "own": true}, {"id": 0, "own": false}], "empty": {}},
+        ]);
+        let text = yaml(rows.as_array().unwrap()).unwrap();
+        assert_eq!(serde_saphyr::from_str::<serde_json::Value>(&text).unwrap(), rows, "{text}");
+        assert!(
+            text.starts_with("- ") && text.contains("\n  nested:\n  - id: 18446744073709551615\n    own: true\n"),
+            "{text}"
+        );
+        for word in ["no", "on", "y", "null", "1", "12:30:45", "2026-01-01"] {
+            assert!(!text.contains(&format!("- {word}\n")), "{word} is another type to some readers:\n{text}");
+        }
+        assert_eq!(yaml::<u8>(&[]).unwrap(), "[]\n");
+    }
 
     #[test]
     fn a_cause_that_is_quoted_is_said_once() {

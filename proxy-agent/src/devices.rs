@@ -30,7 +30,7 @@ use crate::dataplane::attach::Attacher;
 use crate::dataplane::pin::PinRoot;
 use desired::{Wishes, desired};
 use fitter::{Fitter, Goal, Goals};
-use inventory::Inventory;
+use inventory::{Event, Inventory};
 use netlink::{Changes, NetlinkError, Notice};
 use places::{Places, Questions};
 use replies::Rule;
@@ -246,7 +246,10 @@ impl ReplyRules {
 async fn take(notice: Notice, handle: &Handle, inventory: &mut Inventory) -> Result<(), DevicesError> {
     match notice {
         Notice::Event(event) => inventory.apply(event),
-        Notice::Filters(index) => inventory.apply(netlink::read_filters(handle, index).await?),
+        Notice::Filters(index) => {
+            let filters = netlink::read_filters(handle, index).await?;
+            inventory.apply(Event::Filters { index, filters });
+        }
         Notice::Lost => {
             tracing::warn!("netlink messages were lost; reading everything again");
             inventory.replace(netlink::read_all(handle).await?);

@@ -30,7 +30,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
 pub(crate) fn build(args: Args) -> Result<PathBuf> {
     setup::ensure(Need::Build)?;
     // The agent's build script would build it too, into the same place; here its errors come before minutes of other crates.
-    object("ebpf", &[])?;
+    for features in [&[][..], &["flat"]] {
+        object("ebpf", features)?;
+    }
     if args.log {
         let object = object("ebpf-log", &["log"])?;
         println!(

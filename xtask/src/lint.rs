@@ -59,14 +59,17 @@ fn clippy() -> Result<()> {
 
 /// What only the BPF target compiles: the programs themselves.
 fn ebpf() -> Result<()> {
-    let options = Options {
-        workspace: &machine::root(),
-        target_dir: &machine::target_dir().join("ebpf-check"),
-        features: &["tally"],
-        opt_level: None,
-        subcommand: "check",
-    };
-    proxy_ebpf_build::build(&options).map(drop).context("the object that counts its look-ups")
+    for (features, which) in [(["tally"], "that counts its look-ups"), (["flat"], "for devices without Ethernet")] {
+        let options = Options {
+            workspace: &machine::root(),
+            target_dir: &machine::target_dir().join("ebpf-check"),
+            features: &features,
+            opt_level: None,
+            subcommand: "check",
+        };
+        proxy_ebpf_build::build(&options).with_context(|| format!("the object {which}"))?;
+    }
+    Ok(())
 }
 
 /// The agent for the processor that this machine does not have, up to the linker. Layouts of maps are proved while they

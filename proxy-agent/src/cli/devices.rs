@@ -11,8 +11,8 @@ use super::{Row, complain, pins, show};
 use crate::args::ShowArgs;
 use crate::dataplane::attach::Hook;
 use crate::dataplane::attach::links::Links;
-use crate::dataplane::attach::standing::{By, Filters, Standing, misplaced};
-use crate::devices::inventory::{Event, Framing, Link};
+use crate::dataplane::attach::standing::{By, Standing, misplaced};
+use crate::devices::inventory::{Framing, Link};
 use crate::devices::select::{ROLES, role_name};
 use crate::devices::told::{self, Told};
 use crate::devices::{DeviceMap, netlink};
@@ -103,10 +103,7 @@ pub(super) fn main(args: &ShowArgs) -> anyhow::Result<ExitCode> {
         let here = netlink::links(&handle).await?;
         let mut rows = Vec::new();
         for (ifindex, entry) in &entries {
-            let filters = match netlink::read_filters(&handle, *ifindex).await? {
-                Event::Filters { filters, .. } => filters,
-                _ => Filters::default(),
-            };
+            let filters = netlink::read_filters(&handle, *ifindex).await?;
             let at = |hook| links.standing(*ifindex, hook, &filters).unwrap_or_default();
             let [at_ingress, at_egress] = Hook::ALL.map(at);
             let why = told.get(ifindex).filter(|told| here.get(ifindex).is_some_and(|link| link.name == told.name));
@@ -218,6 +215,32 @@ fn role_of(byte: u8) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::inventory::Kind;
+
+    #[test]
+    fn a_row_says_the_same_in_yaml_and_json() {
+        let link = Link {
+            index: 7,
+            name: "cali7".to_owned(),
+            kind: Kind::Veth,
+            loopback: false,
+            framing: Framing::Ethernet,
+            mac: [2, 0, 0, 0, 0, 7],
+            master: None,
+            up: true,
+        };
+        let standing = |name: Option<&str>, by| Standing { name: name.map(str::to_owned), id: 9, own: false, by };
+        let row = DeviceRow {
+            at_ingress: vec![standing(Some(""), By::Tcx { link: 3 }), standing(None, By::Tcx { link: 4 })],
+            at_egress: vec![standing(Some("policy"), By::Clsact { priority: 77, handle: 1 })],
+            source_v4: Some(IpAddr::from([10, 0, 0, 1])),
+            conflicts: vec!["before ingress: unnamed (program 9, tcx link 3)".to_owned()],
+            ..left_alone(&link, "belongs to: somebody".to_owned())
+        };
+        let text = super::super::yaml(std::slice::from_ref(&row)).unwrap();
+        let read: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
+        assert_eq!(read, serde_json::to_value([row]).unwrap(), "{text}");
+    }
 
     #[test]
     fn every_role_has_its_name_back() {

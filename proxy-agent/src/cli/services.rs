@@ -10,7 +10,7 @@ use proxy_common::abi::{Class, Policy, Port, PortStats, RunVerdict, Service};
 use serde::Serialize;
 
 use super::table::Table;
-use super::{Row, complain, document, pins, print, snapshot, table};
+use super::{Row, complain, document, pins, print, snapshot, table, wide};
 use crate::args::{Output, ShowArgs};
 use crate::dataplane::pin::PinRoot;
 use crate::dataplane::{Snapshot, Tuple};
@@ -49,6 +49,7 @@ struct ServiceRow {
 impl Row for ServiceRow {
     const HEADER: &'static [&'static str] =
         &["SERVICE", "PORT", "ADDRESS", "CLASS", "POLICY", "ENDPOINTS", "NEW-FLOWS", "REFUSED"];
+    const WIDE: &'static [&'static str] = &["AFFINITY", "SOURCE-RANGES", "PORT-ID"];
 
     fn cells(&self) -> Vec<String> {
         let endpoints = match self.verdict {
@@ -71,32 +72,13 @@ impl Row for ServiceRow {
             self.refused.to_string(),
         ]
     }
-}
 
-/// The same with the columns of `-o wide`.
-struct Wide<'a>(&'a ServiceRow);
-
-impl Row for Wide<'_> {
-    const HEADER: &'static [&'static str] = &[
-        "SERVICE",
-        "PORT",
-        "ADDRESS",
-        "CLASS",
-        "POLICY",
-        "ENDPOINTS",
-        "NEW-FLOWS",
-        "REFUSED",
-        "AFFINITY",
-        "SOURCE-RANGES",
-        "PORT-ID",
-    ];
-
-    fn cells(&self) -> Vec<String> {
-        let mut cells = self.0.cells();
-        cells.push(self.0.affinity_secs.map_or_else(|| "-".to_owned(), |secs| format!("{secs}s")));
-        cells.push(if self.0.source_ranges.is_empty() { "-".to_owned() } else { self.0.source_ranges.join(",") });
-        cells.push(self.0.port_id.to_string());
-        cells
+    fn wide(&self) -> Vec<String> {
+        vec![
+            self.affinity_secs.map_or_else(|| "-".to_owned(), |secs| format!("{secs}s")),
+            if self.source_ranges.is_empty() { "-".to_owned() } else { self.source_ranges.join(",") },
+            self.port_id.to_string(),
+        ]
     }
 }
 
@@ -112,8 +94,7 @@ pub(super) fn main(args: &ShowArgs) -> anyhow::Result<ExitCode> {
             document(&rows, args.output)?;
         }
         Output::Table | Output::Wide => {
-            let wide: Vec<_> = served.iter().map(Wide).collect();
-            let text = if args.output == Output::Wide { table(&wide) } else { table(&served) };
+            let text = if args.output == Output::Wide { wide(&served) } else { table(&served) };
             print(&text.to_string())?;
             if !not_served.is_empty() {
                 print(&format!("\n{}", not_served_table(&not_served)))?;
@@ -316,7 +297,7 @@ mod tests {
                 "default/web http *:30080/TCP NodePort Local 0 (drop) 7 1",
             ]
         );
-        let wide: Vec<String> = rows(&maps, &stats).iter().map(|row| Wide(row).cells()[8..].join(" ")).collect();
+        let wide: Vec<String> = rows(&maps, &stats).iter().map(|row| row.wide().join(" ")).collect();
         assert_eq!(wide, ["60s - 3", "60s 10.0.0.0/8,fd00::/8 3", "60s - 3"]);
     }
 }

@@ -126,14 +126,14 @@ pub async fn read_all(handle: &Handle) -> Result<Vec<Event>, NetlinkError> {
     let qdiscs: Vec<_> = handle.qdisc().get().execute().try_collect().await.map_err(failed("queueing disciplines"))?;
     for qdisc in qdiscs.iter().filter(|qdisc| is_clsact(qdisc)) {
         if let Ok(index) = u32::try_from(qdisc.header.index) {
-            events.push(read_filters(handle, index).await?);
+            events.push(Event::Filters { index, filters: read_filters(handle, index).await? });
         }
     }
     Ok(events)
 }
 
 /// Reads a device's clsact filters.
-pub async fn read_filters(handle: &Handle, index: u32) -> Result<Event, NetlinkError> {
+pub async fn read_filters(handle: &Handle, index: u32) -> Result<Filters, NetlinkError> {
     let mut filters = Filters::default();
     for hook in Hook::ALL {
         let mut found = handle.traffic_filter(index as i32);
@@ -150,7 +150,7 @@ pub async fn read_filters(handle: &Handle, index: u32) -> Result<Event, NetlinkE
         };
         filters.at_mut(hook).sort_by_key(|filter| filter.priority);
     }
-    Ok(Event::Filters { index, filters })
+    Ok(filters)
 }
 
 /// All devices by ifindex.

@@ -9,7 +9,6 @@ use rtnetlink::Handle;
 use tokio::runtime;
 
 use super::desired::Served;
-use super::inventory::Event;
 use super::netlink;
 use crate::dataplane::attach::standing::{By, Filters, Standing, misplaced};
 use crate::dataplane::attach::{AttachError, Attacher, Hook, Target};
@@ -51,10 +50,7 @@ pub(super) struct Questions {
 
 impl Questions {
     fn filters(&self, index: u32) -> Option<Filters> {
-        match self.runtime.block_on(netlink::read_filters(&self.handle, index)) {
-            Ok(Event::Filters { filters, .. }) => Some(filters),
-            _ => None,
-        }
+        self.runtime.block_on(netlink::read_filters(&self.handle, index)).ok()
     }
 }
 

@@ -58,10 +58,8 @@ pub fn decide(inventory: &Inventory, device: &Device, selection: &Selection) -> 
     if link.name.starts_with("cilium_") {
         return skip("belongs to Cilium");
     }
-    if link.kind == Kind::Inert {
-        return skip("no packet enters or leaves here");
-    }
-    by_master(inventory, device).unwrap_or_else(|| by_kind(inventory, device))
+    let by_master = if link.kind == Kind::Inert { None } else { by_master(inventory, device) };
+    by_master.unwrap_or_else(|| by_kind(inventory, device))
 }
 
 /// The role of a member of a bridge or bond. A VRF changes routing only, and an unknown master nothing that we know.
@@ -107,7 +105,7 @@ fn by_kind(inventory: &Inventory, device: &Device) -> Decision {
             None if beyond => serve(Role::Uplink, BEYOND),
             None => skip("no address"),
         },
-        Kind::Inert => skip("not served"),
+        Kind::Inert => skip("no packet enters or leaves here"),
     }
 }
 

@@ -179,8 +179,7 @@ fn lock(folder: &Path) -> Result<File, Error> {
 /// depend on in one folder. One that has not changed keeps its time, and a reader sees the old or the new.
 fn keep(built: &Path, options: &Options<'_>) -> Result<PathBuf, Error> {
     let folder = options.target_dir.join("objects");
-    let name = [&["fairlead-ebpf"], options.features].concat().join("-");
-    let kept = folder.join(format!("{name}.o"));
+    let kept = folder.join(object_name(options.features));
     let keep = || {
         let object = std::fs::read(built)?;
         if std::fs::read(&kept).is_ok_and(|held| held == object) {
@@ -193,6 +192,23 @@ fn keep(built: &Path, options: &Options<'_>) -> Result<PathBuf, Error> {
     };
     keep().map_err(|source| Error::Keep { path: kept.clone(), source })?;
     Ok(kept)
+}
+
+/// What the object with these features is called.
+pub fn object_name(features: &[&str]) -> String {
+    let name = [&["fairlead-ebpf"], features].concat().join("-");
+    format!("{name}.o")
+}
+
+/// Where the object for devices without Ethernet is that was built beside this one: `fairlead-ebpf-flat.o`.
+pub fn flat_beside(object: &Path) -> PathBuf {
+    let mut name = object.file_stem().unwrap_or_default().to_owned();
+    name.push("-flat");
+    if let Some(extension) = object.extension() {
+        name.push(".");
+        name.push(extension);
+    }
+    object.with_file_name(name)
 }
 
 /// The linker's file: in `PATH`, or where `cargo install` puts it, which a bare machine's `PATH` lacks.
@@ -316,6 +332,13 @@ mod tests {
         assert_eq!(llvm_of(ldd), Some(PathBuf::from("/lib/libLLVM.so.22.1")));
         assert_eq!(llvm_of("\tlibc.so.6 => /lib/libc.so.6 (0x01)\n"), None);
         assert_eq!(llvm_of("\tlibLLVM.so.22.1 => not found\n"), None);
+    }
+
+    #[test]
+    fn the_other_object_is_found_beside_the_first() {
+        let [object, flat] = [object_name(&[]), object_name(&["flat"])].map(|name| Path::new("objects").join(name));
+        assert_eq!(flat_beside(&object), flat);
+        assert_eq!(flat_beside(Path::new("x/no-object")), Path::new("x/no-object-flat"));
     }
 
     #[test]

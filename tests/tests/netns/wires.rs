@@ -1,5 +1,5 @@
-//! Devices that not every kernel can make: bonds, VLANs, IPIP, netkit. A case whose devices this kernel lacks is not run, and
-//! says so; Debian's kernels, which the kernels tier boots, have them all (netkit from 6.8).
+//! Devices that not every kernel can make: bonds, VLANs, IPIP, WireGuard, Geneve, macvlan, ipvlan, netkit. A case whose devices
+//! this kernel lacks is not run, and says so; Debian's kernels, which the kernels tier boots, have them all (netkit from 6.8).
 
 use std::{
     collections::BTreeMap,
@@ -24,10 +24,8 @@ fn can_make(kinds: &[&str]) -> bool {
     let lacking: Vec<_> = kinds
         .iter()
         .filter(|kind| {
-            let on: &[&str] = if **kind == "vlan" { &["link", "lo"] } else { &[] };
-            let id: &[&str] = if **kind == "vlan" { &["id", "7"] } else { &[] };
-            let words = [&["link", "add"], on, &["name", "probe", "type", kind], id].concat();
-            let made = ns.output("ip", &words);
+            // What is wrong beside the kind is said after it.
+            let made = ns.output("ip", &["link", "add", "name", "probe", "type", kind]);
             ns.output("ip", &["link", "del", "probe"]).ok();
             made.is_err_and(|error| format!("{error:#}").contains("Unknown device type"))
         })
@@ -42,6 +40,11 @@ fn can_make(kinds: &[&str]) -> bool {
 
 /// A Service of pods here and elsewhere is asked by everybody, and each endpoint answers.
 fn is_served(cluster: &Cluster) -> Result<()> {
+    is_served_to(cluster, |_, _| true)
+}
+
+/// The same where not everybody's packets to a Service's own address reach the node.
+fn is_served_to(cluster: &Cluster, reaches: fn(&Lab, &Host) -> bool) -> Result<()> {
     let lab = &cluster.lab;
     for Combo { v6, proto } in Combo::ALL {
         for (what, remote) in [("here", false), ("there", true)] {
@@ -49,8 +52,8 @@ fn is_served(cluster: &Cluster) -> Result<()> {
             let endpoints = if remote { service.remotes() } else { service.pods(&[0]) };
             let (vip, port) = (Ask::new(proto, service.vip(v6)), Ask::new(proto, service.node_port(v6)));
             service.serve(&endpoints, &lab.client.ns, vip)?;
-            let ways: [(&Host, Ask); 4] = [(&lab.client, vip), (&lab.node, vip), (&lab.ext, vip), (&lab.ext, port)];
-            for (from, ask) in ways {
+            let by_vip = [&lab.client, &lab.node, &lab.ext].into_iter().filter(|from| reaches(lab, from));
+            for (from, ask) in by_vip.map(|from| (from, vip)).chain([(&lab.ext, port)]) {
                 answered(&from.ns, ask).with_context(|| format!("{what}, v6={v6} {proto}, by {}", from.name))?;
             }
         }
@@ -194,4 +197,112 @@ fn pods_behind_netkit_are_served() {
         ensure!(roles.get(&client.node_device).is_some_and(|(role, _)| role == "pod"), "{roles:?}");
         Ok(())
     });
+}
+
+/// Calico's and flannel's encrypted way to pods of other nodes.
+fn wireguard(lab: &Lab) -> Result<()> {
+    let key = |n: u8| lab.node.ns.output("sh", &["-c", &format!("printf '%032d' {n} | base64")]);
+    let public = |private: &str| lab.node.ns.output("sh", &["-c", &format!("echo {private} | wg pubkey")]);
+    let keys = [key(1)?, key(2)?].map(|key| key.trim().to_owned());
+    let ends = [(&lab.node, &lab.ext, 1, REMOTE_CIDRS), (&lab.ext, &lab.node, 2, POD_CIDRS)];
+    for (here, there, n, to) in ends {
+        let (own, other) = (&keys[n - 1], public(&keys[2 - n])?);
+        here.ns.output("ip", &["link", "add", "wg0", "type", "wireguard"])?;
+        let end = format!("{}:51820", there.v4);
+        let peer = ["peer", other.trim(), "endpoint", &end, "allowed-ips", &to.join(",")].join(" ");
+        let file = std::env::temp_dir().join(format!("{}-wg{n}", lab.id));
+        let file = file.display();
+        let set = format!("echo {own} > {file}; wg set wg0 listen-port 51820 private-key {file} {peer}; rm {file}");
+        here.ns.output("sh", &["-e", "-c", &set])?;
+        here.ns.ip_batch(&format!(
+            "link set wg0 up\naddr add 10.244.{n}.0/32 dev wg0\naddr add fd00:10:244:{n}::/128 dev wg0 nodad\n\
+             route replace {} dev wg0 src 10.244.{n}.0\nroute replace {} dev wg0 src fd00:10:244:{n}::\n",
+            to[0], to[1]
+        ))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_wireguard_device_is_served_as_a_tunnel() {
+    if !can_make(&["wireguard"]) {
+        return;
+    }
+    run("routed_invalid_drop", wireguard, |cluster| {
+        is_served(cluster)?;
+        let roles = roles(cluster)?;
+        ensure!(roles.get("wg0").is_some_and(|(role, _)| role == "tunnel"), "{roles:?}");
+        Ok(())
+    });
+}
+
+/// Antrea's and OVN's overlay, with a network of its own between the nodes.
+fn geneve(lab: &Lab) -> Result<()> {
+    let ends = [(&lab.node, &lab.ext, [1, 2], REMOTE_CIDRS), (&lab.ext, &lab.node, [2, 1], POD_CIDRS)];
+    for (here, there, [n, other], to) in ends {
+        here.ns.ip_batch(&format!(
+            "link add gnv0 type geneve id 7 remote {}\nlink set gnv0 up\naddr add 10.245.0.{n}/24 dev gnv0\n\
+             addr add fd00:10:245::{n}/64 dev gnv0 nodad\nroute replace {} via 10.245.0.{other}\n\
+             route replace {} via fd00:10:245::{other}\n",
+            there.v4, to[0], to[1]
+        ))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_geneve_device_is_served_as_a_tunnel() {
+    if !can_make(&["geneve"]) {
+        return;
+    }
+    run("bridge_invalid_drop", geneve, |cluster| {
+        is_served(cluster)?;
+        let roles = roles(cluster)?;
+        ensure!(roles.get("gnv0").is_some_and(|(role, _)| role == "tunnel"), "{roles:?}");
+        Ok(())
+    });
+}
+
+/// The node itself uses a child of its device, as hosts do whose containers share the wire.
+fn on_a_child(lab: &Lab, kind: &str) -> Result<()> {
+    let (node, ext) = (&lab.node, &lab.ext);
+    let [v4, v6] = REMOTE_CIDRS;
+    let routes = |to: &str, via: &dyn std::fmt::Display| format!("route replace {to} via {via} dev child0\n");
+    node.ns.ip_batch(&format!(
+        "addr flush dev {UPLINK}\nlink add link {UPLINK} name child0 type {kind}\nlink set child0 up\n\
+         addr add {}/24 dev child0\naddr add {}/64 dev child0 nodad\n{}{}{}{}",
+        node.v4,
+        node.v6,
+        routes("default", &ext.v4),
+        routes(v4, &ext.v4),
+        routes("default", &ext.v6),
+        routes(v6, &ext.v6)
+    ))
+}
+
+fn a_child_is_the_uplink(kind: &str, mode: &str, reaches: fn(&Lab, &Host) -> bool) {
+    if !can_make(&[kind]) {
+        return;
+    }
+    run(
+        "routed_conntrack",
+        |lab| on_a_child(lab, &format!("{kind} mode {mode}")),
+        |cluster| {
+            is_served_to(cluster, reaches)?;
+            let roles = roles(cluster)?;
+            ensure!(roles.get("child0").is_some_and(|(role, _)| role == "uplink"), "{roles:?}");
+            Ok(())
+        },
+    );
+}
+
+#[test]
+fn a_macvlan_child_with_the_nodes_address_is_its_uplink() {
+    a_child_is_the_uplink("macvlan", "bridge", |_, _| true);
+}
+
+/// It shares its parent's MAC, so it gets what is addressed to its own addresses, and nothing that is routed to it.
+#[test]
+fn an_ipvlan_child_with_the_nodes_address_is_its_uplink() {
+    a_child_is_the_uplink("ipvlan", "l2", |lab, from| from.name != lab.ext.name);
 }

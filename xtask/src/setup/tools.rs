@@ -13,7 +13,7 @@ struct Tool {
     why: &'static str,
 }
 
-const TOOLS: [Tool; 6] = [
+const TOOLS: [Tool; 7] = [
     Tool { program: "ip", packages: &["iproute2"], why: "namespaces, veth pairs and routes of demo and tests" },
     Tool { program: "bpftool", packages: &["bpftool", "linux-tools-generic"], why: "shows what the maps hold" },
     Tool { program: "nft", packages: &["nftables"], why: "tests run beside netfilter's rules" },
@@ -23,6 +23,7 @@ const TOOLS: [Tool; 6] = [
         packages: &["tcpdump"],
         why: "captures, for a person who looks into the demo's cluster",
     },
+    Tool { program: "wg", packages: &["wireguard-tools"], why: "keys of the tests' WireGuard devices" },
     Tool { program: "ethtool", packages: &["ethtool"], why: "offloads of the tests' devices" },
 ];
 

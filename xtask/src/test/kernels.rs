@@ -38,7 +38,8 @@ const SAMPLE: [&str; 12] = [
 ];
 
 /// The newest kernel has these, too: devices that this machine's own need not make, so that nobody else runs them.
-const SAMPLE_OF_ONE: [&str; 2] = ["wires::a_bond", "wires::pods_behind_netkit"];
+const SAMPLE_OF_ONE: [&str; 5] =
+    ["wires::a_bond", "wires::pods_behind_netkit", "wires::a_wireguard", "wires::a_geneve", "wires::an_ipvlan"];
 
 /// A test program.
 #[derive(Clone, Debug, PartialEq, Eq)]

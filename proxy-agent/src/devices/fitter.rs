@@ -372,12 +372,9 @@ impl Fitter {
             self.looked = Some(Instant::now());
         }
         let devices = &goal.desired.devices;
-        let now = &self.now.devices;
-        self.places.keep(now);
-        let attached = |index: &u32| now.get(index).is_some_and(|now| now.programs);
-        let touched = &self.touched;
-        let news = |index: &u32, device: &Served| touched.contains(index) || self.seen.get(index) != Some(device);
-        let wanted = devices.iter().filter(|(index, device)| attached(index) && (all || news(index, device)));
+        self.places.keep(&self.now.devices);
+        let seen = (!all).then_some(&self.seen);
+        let wanted = worth_a_look(devices, &self.now.devices, seen, &self.touched);
         let changed = self.places.look(&mut self.attacher, wanted);
         self.seen.clone_from(devices);
         self.touched.clear();
@@ -402,6 +399,20 @@ impl Fitter {
     }
 }
 
+/// Of the devices that carry programs now, those of which something else is wanted than was `seen`, and those that were
+/// `touched`: what is asked of the kernel grows with a change, not with the node. All, where what was seen is too old.
+fn worth_a_look<'a>(
+    devices: &'a BTreeMap<u32, Served>,
+    now: &BTreeMap<u32, Served>,
+    seen: Option<&BTreeMap<u32, Served>>,
+    touched: &BTreeSet<u32>,
+) -> impl Iterator<Item = (&'a u32, &'a Served)> {
+    devices.iter().filter(move |(index, device)| {
+        let attached = now.get(*index).is_some_and(|now| now.programs);
+        attached && (touched.contains(*index) || seen.is_none_or(|seen| seen.get(*index) != Some(*device)))
+    })
+}
+
 fn report(error: &AttachError) {
     if error.device_is_gone() {
         tracing::debug!(%error, "a device went away meanwhile");
@@ -414,5 +425,38 @@ fn is_full(error: &MapError) -> bool {
     match error {
         MapError::SyscallError(e) => matches!(e.io_error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::NodePortAddresses;
+    use crate::dataplane::attach::standing::{Filter, Filters};
+    use crate::devices::inventory::tests::{inventory, link};
+    use crate::devices::inventory::{Event, Kind};
+    use crate::devices::select::Selection;
+
+    #[test]
+    fn after_a_change_only_what_changed_is_looked_at() {
+        let (selection, nodeport_addresses) = (Selection::default(), NodePortAddresses::Primary);
+        let wishes = Wishes { selection, nodeport_addresses, pods: None, replies: None };
+        let mut inv = inventory((2..60).map(|index| Event::Link(link(index, &format!("veth{index}"), Kind::Veth))));
+        let seen = desired(&inv, &wishes).devices;
+        let mut now = seen.clone();
+        now.entry(9).and_modify(|device| device.programs = false);
+        let filter = Filter { priority: 77, handle: 1, name: "policy".to_owned(), program: 7 };
+        for index in [5, 9] {
+            let filters = Filters { ingress: vec![filter.clone()], ..Filters::default() };
+            inv.apply(Event::Filters { index, filters });
+        }
+        let next = desired(&inv, &wishes).devices;
+        let of = |seen, touched: &[u32]| -> Vec<u32> {
+            worth_a_look(&next, &now, seen, &touched.iter().copied().collect()).map(|(index, _)| *index).collect()
+        };
+        assert_eq!(of(Some(&next), &[]), [0; 0]);
+        assert_eq!(of(Some(&seen), &[]), [5], "nothing of ours is on 9");
+        assert_eq!(of(Some(&seen), &[7]), [5, 7]);
+        assert_eq!(of(None, &[]).len(), 57, "all but 9");
     }
 }

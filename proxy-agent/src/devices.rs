@@ -257,3 +257,25 @@ async fn take(notice: Notice, handle: &Handle, inventory: &mut Inventory) -> Res
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn rules_that_could_not_be_set_are_set_later() {
+        let (connection, deaf, _) = rtnetlink::new_connection().unwrap();
+        drop(connection);
+        let (goal, mut rules) = (Goal::default(), ReplyRules::default());
+        for _ in 0..2 {
+            rules.follow(&goal, &deaf).await;
+            assert_eq!((&rules.set, rules.failed.len()), (&None, 1));
+        }
+        rules.follow(&goal, &netlink::questions().unwrap()).await;
+        assert_eq!((&rules.set, rules.failed.len()), (&Some(BTreeSet::new()), 0));
+        // Without a rule of ours there is nothing to read again.
+        rules.doubt();
+        rules.follow(&goal, &deaf).await;
+        assert_eq!((&rules.set, rules.failed.len()), (&Some(BTreeSet::new()), 0));
+    }
+}

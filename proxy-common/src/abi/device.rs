@@ -36,7 +36,7 @@ abi_struct! {
         master_mac: [u8; 6],
         /// Zero.
         _pad: u16,
-        /// Preferred source address on this device: hairpin and masquerade use it.
+        /// Preferred source address on this device: of masquerade, and of requests of the node's own.
         source_v4: Addr4,
         /// The same for IPv6.
         source_v6: Addr6,

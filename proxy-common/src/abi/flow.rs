@@ -171,8 +171,13 @@ impl<F: Family> Flow<F> {
     /// The direction in which the partner of an entry with this key direction meets us.
     #[inline(always)]
     pub const fn partner_direction(&self, own: Direction) -> Direction {
-        let of_node = Self::HAIRPIN | Self::REINJECT;
-        if self.flags & of_node == of_node { own } else { own.flip() }
+        if Self::is_of_node(self.flags) { own } else { own.flip() }
+    }
+
+    /// True if client and endpoint are processes of the node.
+    #[inline(always)]
+    pub const fn is_of_node(flags: u16) -> bool {
+        flags & (Self::HAIRPIN | Self::REINJECT) == Self::HAIRPIN | Self::REINJECT
     }
 
     /// The key under which the other half stands.

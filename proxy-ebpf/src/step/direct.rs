@@ -48,12 +48,10 @@ fn direct<F: Maps>(key: &FlowKey<F>, found: &mut Flow<F>, seen: Seen) -> Outcome
 #[inline(always)]
 fn is_held<F: Maps>(reply: &mut Entry<F>, ifindex: u32) -> bool {
     let Entry { key, partner, .. } = reply;
-    // A process of the node that the node itself serves: both ends are the node's, and no direct packet is like that.
-    let itself = Flow::<F>::HAIRPIN | Flow::<F>::REINJECT;
     // A request's own entry expects nothing: where the node is an endpoint, the re-injected answer to its own process is
-    // on that key.
+    // on that key. And where both ends are the node's, no direct packet is like that.
     let skipped =
-        |flags: u16| flags & Flow::<F>::REPLY == 0 || flags & Flow::<F>::DIRECT != 0 || flags & itself == itself;
+        |flags: u16| flags & Flow::<F>::REPLY == 0 || flags & Flow::<F>::DIRECT != 0 || Flow::<F>::is_of_node(flags);
     if let Some(held) = F::flows().get_ptr(&*key) {
         // SAFETY: the map's element; each field is read once.
         let held = unsafe { &*held };

@@ -48,8 +48,7 @@ fn concerns<F: Quote>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, l4: u32)
     if found.flags & Flow::<F>::REPLY == 0 && !flow::is_for_us(skb, key, held) {
         return Outcome::LayerTwoTransit;
     }
-    let of_node = Flow::<F>::HAIRPIN | Flow::<F>::REINJECT;
-    if found.flags & of_node == of_node || mutant!("rule-102-icmp") { Outcome::NotOurs } else { Outcome::IcmpError }
+    if Flow::<F>::is_of_node(found.flags) || mutant!("rule-102-icmp") { Outcome::NotOurs } else { Outcome::IcmpError }
 }
 
 /// Writes what the sender of the quoted packet knows.

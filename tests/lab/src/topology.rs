@@ -431,15 +431,10 @@ impl Lab {
             Netfilter::Conntrack => "",
             Netfilter::InvalidDrop => "drop",
         };
-        // The kernel's own redirect quotes a packet whose connection it has not confirmed yet. Who gets one is a question of
-        // its own, for captures.
-        let own = if verdict.is_empty() { "accept" } else { verdict };
-        let own =
-            ["icmp type redirect", "icmpv6 type nd-redirect"].map(|kind| format!("ct state invalid {kind} {own}\n"));
-        let chains = [("input", ""), ("forward", ""), ("output", &own.concat())].map(|(hook, before)| {
+        let chains = ["input", "forward", "output"].map(|hook| {
             format!(
                 "counter invalid_{hook} {{}}\nchain {hook} {{ type filter hook {hook} priority 0; \
-                 {before}ct state invalid counter name invalid_{hook} {verdict}\n }}\n"
+                 ct state invalid counter name invalid_{hook} {verdict}\n }}\n"
             )
         });
         node.ns.nft(&format!("table inet lab {{\n{}}}\n", chains.concat()))

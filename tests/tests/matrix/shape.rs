@@ -94,14 +94,11 @@ impl Topology {
     fn config(&self) -> LabConfig {
         let shape = match self.wiring {
             Wiring::Bridge => Shape::Bridge { br_netfilter: false },
-            Wiring::BridgeNf | Wiring::Vxlan => Shape::Bridge { br_netfilter: true },
+            Wiring::BridgeNf | Wiring::Vxlan | Wiring::ForeignClsact => Shape::Bridge { br_netfilter: true },
             Wiring::PluginBridge | Wiring::PluginPtp => Shape::Unwired,
-            Wiring::Routed
-            | Wiring::RoutedVxlan
-            | Wiring::Tun
-            | Wiring::TwoUplinks
-            | Wiring::ForeignTcx
-            | Wiring::ForeignClsact => Shape::Routed,
+            Wiring::Routed | Wiring::RoutedVxlan | Wiring::Tun | Wiring::TwoUplinks | Wiring::ForeignTcx => {
+                Shape::Routed
+            }
         };
         let netfilter = match self.filter {
             Filter::None => Netfilter::None,

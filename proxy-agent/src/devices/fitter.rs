@@ -149,14 +149,15 @@ impl Fitter {
     pub(super) fn run(mut self, first: oneshot::Sender<()>) -> Result<(), DevicesError> {
         let (mut first, mut known) = (Some(first), 0);
         let mut pause = None;
-        while let Some((goal, number)) = self.goals.wait(known, pause) {
+        while let Some((mut goal, number)) = self.goals.wait(known, pause) {
             if known == 0 {
                 self.drop_leftovers(&goal)?;
             }
             known = number;
+            self.mark_foreign(&mut goal);
             let whole = self.bring_into_step(&goal, number);
             self.tell(&goal);
-            self.look(&goal, number);
+            self.look(&mut goal, number);
             if let Some(first) = first.take_if(|_| whole) {
                 // The task that waits for it may have lost patience.
                 first.send(()).unwrap_or_default();
@@ -170,8 +171,8 @@ impl Fitter {
     fn drop_leftovers(&mut self, goal: &Goal) -> Result<(), DevicesError> {
         let next = &goal.desired;
         let entries = self.map.entries()?;
-        let shared = entries.iter().filter(|(_, entry)| entry.flags & abi::Device::FOREIGN != 0);
-        self.places.remember(shared.map(|(ifindex, _)| *ifindex).collect());
+        let foreign = entries.iter().filter(|(_, entry)| entry.flags & abi::Device::FOREIGN != 0);
+        self.places.remember(foreign.map(|(ifindex, _)| *ifindex).collect());
         for ifindex in entries.into_keys().filter(|ifindex| !next.devices.contains_key(ifindex)) {
             if let Some((_, name)) = goal.present.get(&ifindex) {
                 self.attacher.detach(ifindex, name).unwrap_or_else(|error| report(&error));
@@ -292,8 +293,7 @@ impl Fitter {
     }
 
     fn describe(&mut self, index: u32, next: &Served) {
-        let foreign = if self.places.is_shared(index) { abi::Device::FOREIGN } else { 0 };
-        match self.map.set(&abi::Device { flags: next.entry.flags | foreign, ..next.entry }) {
+        match self.map.set(&next.entry) {
             Ok(()) => {
                 let now = self.now.devices.entry(index).or_insert_with(|| Served { programs: false, ..next.clone() });
                 now.entry = next.entry;
@@ -365,8 +365,16 @@ impl Fitter {
         self.told = Some(written.map(|()| told));
     }
 
+    /// What was found at the hooks belongs to what the programs are to know.
+    fn mark_foreign(&self, goal: &mut Goal) {
+        for (index, device) in &mut goal.desired.devices {
+            let foreign = if self.places.has_foreign(*index) { abi::Device::FOREIGN } else { 0 };
+            device.entry.flags = device.entry.flags & !abi::Device::FOREIGN | foreign;
+        }
+    }
+
     /// Looks whether ours stand in their places: at all of them now and then, else at those that have changed.
-    fn look(&mut self, goal: &Goal, number: u64) {
+    fn look(&mut self, goal: &mut Goal, number: u64) {
         let all = self.looked.is_none_or(|looked| looked.elapsed() >= LOOK);
         if all {
             self.looked = Some(Instant::now());
@@ -375,17 +383,15 @@ impl Fitter {
         self.places.keep(&self.now.devices);
         let seen = (!all).then_some(&self.seen);
         let wanted = worth_a_look(devices, &self.now.devices, seen, &self.touched);
-        let changed = self.places.look(&mut self.attacher, wanted);
-        self.seen.clone_from(devices);
-        self.touched.clear();
-        for index in &changed.shared {
-            self.describe(*index, &devices[index]);
-        }
+        let changed = self.places.look(&mut self.attacher, wanted, all);
         for index in &changed.again {
             self.now.devices.entry(*index).and_modify(|now| now.programs = false);
         }
         self.again = changed.again;
-        if !self.again.is_empty() {
+        self.mark_foreign(goal);
+        self.seen.clone_from(&goal.desired.devices);
+        self.touched.clear();
+        if changed.foreign || !self.again.is_empty() {
             self.bring_into_step(goal, number);
         }
         self.count(&goal.desired);

@@ -30,7 +30,7 @@ pub(super) struct Places {
     /// Why ours could not be put back.
     failed: BTreeMap<(u32, Hook), String>,
     /// Devices with foreign programs on either side of ours.
-    shared: BTreeSet<u32>,
+    foreign: BTreeSet<u32>,
 }
 
 /// Which devices somebody else has changed.
@@ -38,8 +38,8 @@ pub(super) struct Places {
 pub(super) struct Changed {
     /// To be attached to again.
     pub(super) again: BTreeSet<u32>,
-    /// Foreign programs have come there, or gone.
-    pub(super) shared: BTreeSet<u32>,
+    /// Foreign programs have come to some, or gone.
+    pub(super) foreign: bool,
 }
 
 /// A thread's way to ask by netlink.
@@ -54,20 +54,23 @@ impl Questions {
     }
 }
 
-/// When ours was put back.
+/// When ours was put back, into its place or to its hook.
 #[derive(Debug, Default)]
-struct Moves(Vec<Instant>);
+struct Moves {
+    at: Vec<Instant>,
+    /// Somebody insists as well, and that has been told.
+    told: bool,
+}
 
 impl Moves {
     /// Whether once more is not too often.
     fn allow(&mut self, now: Instant) -> bool {
-        self.0.retain(|at| now.saturating_duration_since(*at) < MOVES_COUNT);
-        self.0.len() < MOST_MOVES
+        self.at.retain(|at| now.saturating_duration_since(*at) < MOVES_COUNT);
+        self.at.len() < MOST_MOVES
     }
 }
 
 /// What there is to say of a hook.
-#[derive(Default)]
 struct Found {
     /// Foreign programs on the wrong side of ours.
     wrong: Vec<Standing>,
@@ -84,22 +87,23 @@ fn any_foreign(standing: &[Standing]) -> bool {
 impl Places {
     pub(super) fn new(questions: Questions) -> Self {
         let (conflicts, moves, failed) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { questions, conflicts, moves, failed, shared: BTreeSet::new() }
+        Self { questions, conflicts, moves, failed, foreign: BTreeSet::new() }
     }
 
     /// An earlier agent found foreign programs on these.
-    pub(super) fn remember(&mut self, shared: BTreeSet<u32>) {
-        self.shared = shared;
+    pub(super) fn remember(&mut self, foreign: BTreeSet<u32>) {
+        self.foreign = foreign;
     }
 
     /// Whether foreign programs stand on a device, as far as was seen.
-    pub(super) fn is_shared(&self, index: u32) -> bool {
-        self.shared.contains(&index)
+    pub(super) fn has_foreign(&self, index: u32) -> bool {
+        self.foreign.contains(&index)
     }
 
-    /// Foreign programs on the wrong side of ours.
+    /// Foreign programs on the wrong side of ours, and hooks from which somebody detaches ours again and again.
     pub(super) fn conflicts(&self) -> u64 {
-        self.conflicts.values().map(|programs| programs.len() as u64).sum()
+        let programs = self.conflicts.values().map(Vec::len).sum::<usize>();
+        (programs + self.moves.values().filter(|moves| moves.told).count()) as u64
     }
 
     /// Forgets what was found on devices that are no longer attached to, or are others by now.
@@ -108,84 +112,103 @@ impl Places {
         let attached = |index: &u32| now.get(index).is_some_and(|device| device.programs);
         self.conflicts.retain(|(index, _), _| attached(index));
         self.failed.retain(|(index, _), _| attached(index));
-        self.shared.retain(attached);
+        self.foreign.retain(|index| now.contains_key(index));
     }
 
-    /// Looks at these devices.
+    /// Looks at these devices; `unasked`: not because something has changed.
     pub(super) fn look<'a>(
         &mut self,
         attacher: &mut Attacher,
         devices: impl Iterator<Item = (&'a u32, &'a Served)>,
+        unasked: bool,
     ) -> Changed {
         let mut changed = Changed::default();
         for (index, device) in devices {
-            let mut foreign = false;
+            // What could not be looked at stays as it was seen last.
+            let mut foreign = Some(false);
             for hook in Hook::ALL {
-                let found = self.look_at(attacher, *index, device, hook);
-                self.tell(*index, device, hook, found.wrong);
-                foreign |= found.foreign;
-                if found.again {
+                let found = self.look_at(attacher, *index, device, hook, unasked);
+                foreign = foreign.zip(found.as_ref()).map(|(foreign, found)| foreign || found.foreign);
+                let Some(Found { wrong, again, .. }) = found else { continue };
+                self.tell(*index, device, hook, wrong);
+                if again {
                     changed.again.insert(*index);
                 }
             }
-            let known = self.is_shared(*index);
-            if foreign != known {
-                changed.shared.insert(*index);
-                if foreign {
-                    self.shared.insert(*index)
-                } else {
-                    self.shared.remove(index)
-                };
-            }
+            changed.foreign |= match foreign {
+                Some(true) => self.foreign.insert(*index),
+                Some(false) => self.foreign.remove(index),
+                None => false,
+            };
         }
         changed
     }
 
-    /// Looks at a hook, and puts ours back where that helps.
-    fn look_at(&mut self, attacher: &mut Attacher, index: u32, device: &Served, hook: Hook) -> Found {
-        // A device that goes away meanwhile has nothing on it.
-        let Ok(standing) = attacher.standing(index, hook, &device.filters) else { return Found::default() };
+    /// Looks at a hook, and puts ours back where that helps. `None`: it cannot be looked at, as one of a device that goes
+    /// away meanwhile.
+    fn look_at(
+        &mut self,
+        attacher: &mut Attacher,
+        index: u32,
+        device: &Served,
+        hook: Hook,
+        unasked: bool,
+    ) -> Option<Found> {
+        let standing = attacher.standing(index, hook, &device.filters).ok()?;
         if !standing.iter().any(|program| program.own) {
-            return self.miss(attacher, index, device, hook);
+            return self.miss(attacher, index, device, hook, unasked);
         }
         let (wrong, foreign) = (misplaced(&standing, hook).to_vec(), any_foreign(&standing));
         let by_tcx = |program: &Standing| matches!(program.by, By::Tcx { .. });
         let ours_by_tcx = standing.iter().any(|program| program.own && by_tcx(program));
         let moves = self.moves.entry((index, device.epoch, hook)).or_default();
         if !ours_by_tcx || !wrong.iter().any(by_tcx) || !moves.allow(Instant::now()) {
-            return Found { wrong, foreign, again: false };
+            return Some(Found { wrong, foreign, again: false });
         }
         let programs: Vec<_> = wrong.iter().map(ToString::to_string).collect();
         let Served { name, flat, foreign_egress, .. } = device;
         let target = Target { ifindex: index, name, flat: *flat, foreign_egress: *foreign_egress };
         if let Err(error) = attacher.put_in_place(target, hook) {
             self.complain(index, hook, &error);
-            return Found { wrong, foreign, again: true };
+            return Some(Found { wrong, foreign, again: true });
         }
-        moves.0.push(Instant::now());
+        moves.at.push(Instant::now());
         self.failed.remove(&(index, hook));
         tracing::info!(device = %name, hook = hook.name(), ?programs, "put back into its place beside these");
-        let standing = attacher.standing(index, hook, &device.filters).unwrap_or_default();
-        Found { wrong: misplaced(&standing, hook).to_vec(), foreign: any_foreign(&standing), again: false }
+        let standing = attacher.standing(index, hook, &device.filters).ok()?;
+        Some(Found { wrong: misplaced(&standing, hook).to_vec(), foreign: any_foreign(&standing), again: false })
     }
 
     /// Ours seems to have gone. What is known of filters may be older than ours.
-    fn miss(&self, attacher: &Attacher, index: u32, device: &Served, hook: Hook) -> Found {
-        let Some(filters) = self.questions.filters(index) else { return Found::default() };
-        let Ok(standing) = attacher.standing(index, hook, &filters) else { return Found::default() };
+    fn miss(&mut self, attacher: &Attacher, index: u32, device: &Served, hook: Hook, unasked: bool) -> Option<Found> {
+        let filters = self.questions.filters(index)?;
+        let standing = attacher.standing(index, hook, &filters).ok()?;
+        let foreign = any_foreign(&standing);
         if standing.iter().any(|program| program.own) {
-            return Found { wrong: misplaced(&standing, hook).to_vec(), foreign: any_foreign(&standing), again: false };
+            return Some(Found { wrong: misplaced(&standing, hook).to_vec(), foreign, again: false });
         }
         // What went away took its programs with it.
-        if sys::device_name(index).is_none_or(|name| name != device.name) {
-            return Found::default();
-        }
+        sys::device_name(index).filter(|name| *name == device.name)?;
         let found: Vec<_> = standing.iter().map(ToString::to_string).collect();
-        tracing::warn!(
-            device = %device.name, hook = hook.name(), ?found,
-            "Fairlead's program is gone: somebody has detached it; it is attached again"
-        );
-        Found { wrong: Vec::new(), foreign: any_foreign(&standing), again: true }
+        let moves = self.moves.entry((index, device.epoch, hook)).or_default();
+        if moves.allow(Instant::now()) {
+            moves.at.push(Instant::now());
+            moves.told = false;
+            tracing::warn!(
+                device = %device.name, hook = hook.name(), ?found,
+                "Fairlead's program is gone: somebody has detached it; it is attached again"
+            );
+            return Some(Found { wrong: Vec::new(), foreign, again: true });
+        }
+        if !std::mem::replace(&mut moves.told, true) {
+            tracing::warn!(
+                device = %device.name, hook = hook.name(), ?found,
+                "conflict: somebody detaches Fairlead's program again and again; it is attached every 5 s, which is not told \
+                 any more"
+            );
+        }
+        // Whoever is told by the kernel as well would keep both busy.
+        Some(Found { wrong: Vec::new(), foreign, again: unasked })
     }
 
     /// Reports foreign programs, once.
@@ -239,11 +262,11 @@ mod tests {
         let at = |minutes: u64| begin + Duration::from_secs(60 * minutes);
         for minute in [0, 1, 30] {
             assert!(moves.allow(at(minute)), "minute {minute}");
-            moves.0.push(at(minute));
+            moves.at.push(at(minute));
         }
         assert!(!moves.allow(at(31)) && !moves.allow(at(59)));
         assert!(moves.allow(at(60)), "the first move counts no more");
-        moves.0.push(at(60));
+        moves.at.push(at(60));
         assert!(!moves.allow(at(60)) && moves.allow(at(61)));
     }
 }

@@ -136,7 +136,9 @@ impl Devices {
         let mut inventory = Inventory::default();
         inventory.replace(netlink::read_all(&handle).await?);
         let goals = Arc::new(Goals::new(Goal::of(&inventory, &wishes)));
-        let places = Places::new(Questions { handle: handle.clone(), runtime: tokio::runtime::Handle::current() });
+        // A socket answers one at a time, and the thread asks beside this task.
+        let questions = Questions { handle: netlink::questions()?, runtime: tokio::runtime::Handle::current() };
+        let places = Places::new(questions);
         let (map, file) = (DeviceMap::open(pins)?, told::file(pins));
         let fitter = Fitter::new(attacher, map, file, Arc::clone(&goals), told, places);
         Ok((Self { changes, handle, inventory, wishes, goals, fitter, addresses, census }, receiver))

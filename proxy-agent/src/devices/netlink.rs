@@ -144,13 +144,18 @@ pub async fn read_filters(handle: &Handle, index: u32) -> Result<Filters, Netlin
         let found: Result<Vec<_>, _> = request.execute().try_collect().await;
         *filters.at_mut(hook) = match found {
             Ok(found) => found.iter().filter_map(filter).collect(),
-            // The device went away, or has no clsact.
-            Err(rtnetlink::Error::NetlinkError(_)) => Vec::new(),
+            // The device went away, or has no clsact. That the kernel could not answer now is no such answer.
+            Err(rtnetlink::Error::NetlinkError(error)) if !is_passing(error.raw_code()) => Vec::new(),
             Err(source) => return Err(NetlinkError::Read { what: "filters", source }),
         };
         filters.at_mut(hook).sort_by_key(|filter| filter.priority);
     }
     Ok(filters)
+}
+
+/// EBUSY: another answer is still being read from the same socket.
+fn is_passing(code: i32) -> bool {
+    [libc::EBUSY, libc::EINTR, libc::EAGAIN, libc::ENOBUFS, libc::ENOMEM].contains(&-code)
 }
 
 /// All devices by ifindex.

@@ -118,6 +118,24 @@ fn filters_that_go_with_their_qdisc_are_attached_again() {
     });
 }
 
+/// It is no race: after the third time ours comes back at the next look, and the metric says that somebody insists.
+#[test]
+fn who_detaches_ours_again_and_again_is_reported() {
+    let args = vec!["--attach=clsact".into(), "--metrics-bind-address=127.0.0.1:10249".into()];
+    let cluster = Cluster::own(Cell::named("routed_plain"), AgentOptions { args, ..AgentOptions::default() });
+    let (device, node) = (&*cluster.lab.client.node_device, &cluster.lab.node.ns);
+    for time in 1..=4 {
+        node.output("tc", &["filter", "del", "dev", device, "ingress"]).expect("it is deleted");
+        let back = || order(&row(&cluster, device), "at_ingress") == [true];
+        assert!(wait_until(PATIENCE, back), "the {time}. time: {}", cluster.agent_log_tail());
+    }
+    let log = cluster.agent.lock().expect("no other case uses this cluster").log_text();
+    assert_eq!(log.matches("somebody has detached it").count(), 3, "{log}");
+    assert_eq!(log.matches("again and again").count(), 1, "{log}");
+    let metrics = fairlead_lab::http::get(node, ([127, 0, 0, 1], 10_249).into(), "/metrics").expect("metrics");
+    assert!(metrics.body.contains("fairlead_device_conflicts 1"), "{}", metrics.body);
+}
+
 /// The place of the new link's pin is taken: ours stays where it is, and is moved once that is possible.
 #[test]
 fn ours_goes_on_where_it_cannot_be_put_back() {

@@ -70,7 +70,17 @@ fn roles(cluster: &Cluster) -> Result<BTreeMap<String, (String, String)>> {
 }
 
 fn run(cell: &str, wire: impl FnOnce(&Lab) -> Result<()>, case: impl FnOnce(&Cluster) -> Result<()>) {
-    let cluster = Cluster::rewired(Cell::named(cell), AgentOptions::default(), wire);
+    run_with(&[], cell, wire, case);
+}
+
+fn run_with(
+    args: &[&str],
+    cell: &str,
+    wire: impl FnOnce(&Lab) -> Result<()>,
+    case: impl FnOnce(&Cluster) -> Result<()>,
+) {
+    let options = AgentOptions { args: args.iter().map(Into::into).collect(), ..AgentOptions::default() };
+    let cluster = Cluster::rewired(Cell::named(cell), options, wire);
     let before = cluster.outcomes();
     if let Err(error) = case(&cluster) {
         panic!("{error:#}\n    outcomes: {}\n{}", cluster.outcomes_since(&before), cluster.agent_log_tail());
@@ -284,7 +294,10 @@ fn a_child_is_the_uplink(kind: &str, mode: &str, reaches: fn(&Lab, &Host) -> boo
     if !can_make(&[kind]) {
         return;
     }
-    run(
+    // The lab's card is a veth, which without an address of its own would pass for a pod's.
+    let parent = format!("--devices=!{UPLINK}");
+    run_with(
+        &[&parent],
         "routed_conntrack",
         |lab| on_a_child(lab, &format!("{kind} mode {mode}")),
         |cluster| {

@@ -34,7 +34,7 @@ use inventory::{Event, Inventory};
 use netlink::{Changes, NetlinkError, Notice};
 use places::{Places, Questions};
 use replies::Rule;
-use rules::Changed;
+use rules::{Changed, RuleError};
 
 /// Everything is read again this often, because the kernel does not tell of every route that goes.
 const REREAD: Duration = Duration::from_secs(60);
@@ -171,7 +171,7 @@ impl Devices {
         let mut goal = Goal::of(&inventory, &wishes);
         let mut reply_rules = ReplyRules::default();
         loop {
-            reply_rules.follow(&goal, &handle).await;
+            reply_rules.follow(&goal, async |wanted| rules::set(&handle, wanted).await).await;
             if !waiting {
                 let next = goal.addresses();
                 addresses.send_if_modified(|current| {
@@ -207,26 +207,28 @@ impl Devices {
 /// The node's rules for replies.
 #[derive(Default)]
 struct ReplyRules {
-    /// As they were set last; none while they may be others.
-    set: Option<BTreeSet<Rule>>,
+    /// Those that it was tried to set last; none while the node may have others.
+    tried: Option<BTreeSet<Rule>>,
     /// What has been said of failures, and of others' rules.
     failed: Vec<String>,
     rivals: Vec<Rule>,
 }
 
 impl ReplyRules {
-    /// Somebody may have changed them. Where there are none to be, that changes nothing.
+    /// Somebody may have changed them, or what failed may succeed by now. Where there are none to be and none is left, that
+    /// changes nothing.
     fn doubt(&mut self) {
-        self.set = self.set.take().filter(BTreeSet::is_empty);
+        self.tried = self.tried.take().filter(|tried| tried.is_empty() && self.failed.is_empty());
     }
 
-    /// Brings them into step. What cannot be set is told, and tried again with the next change or reading.
-    async fn follow(&mut self, goal: &Goal, handle: &Handle) {
+    /// Brings them into step. What cannot be set is told, and tried again with the next reading, or when others are wanted:
+    /// not at each of netlink's messages, of which a busy node has many in a second.
+    async fn follow(&mut self, goal: &Goal, set: impl AsyncFnOnce(&BTreeSet<Rule>) -> Result<Changed, RuleError>) {
         let wanted = goal.rules();
-        if self.set.as_ref() == Some(wanted) {
+        if self.tried.as_ref() == Some(wanted) {
             return;
         }
-        let (changed, failed) = match rules::set(handle, wanted).await {
+        let (changed, failed) = match set(wanted).await {
             Ok(changed) => {
                 let failed = changed.failed.iter().map(ToString::to_string).collect();
                 (changed, failed)
@@ -240,7 +242,7 @@ impl ReplyRules {
         for error in failed.iter().filter(|error| !self.failed.contains(error)) {
             tracing::error!(error, "replies may leave by another uplink than their requests came in by");
         }
-        self.set = failed.is_empty().then(|| wanted.clone());
+        self.tried = Some(wanted.clone());
         (self.rivals, self.failed) = (changed.rivals, failed);
     }
 }
@@ -262,22 +264,49 @@ async fn take(notice: Notice, handle: &Handle, inventory: &mut Inventory) -> Res
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
+    use crate::model::IpFamily;
 
     #[tokio::test]
-    async fn rules_that_could_not_be_set_are_set_later() {
+    async fn rules_that_could_not_be_set_are_set_later_and_not_at_each_turn() {
         let (connection, deaf, _) = rtnetlink::new_connection().unwrap();
         drop(connection);
+        let asked = Cell::new(0);
+        let none = async |wanted: &BTreeSet<Rule>| {
+            asked.set(asked.get() + 1);
+            rules::set(&deaf, wanted).await
+        };
+        let one = async |_: &BTreeSet<Rule>| {
+            asked.set(asked.get() + 1);
+            let failed = rules::read(&deaf).await.err();
+            Ok(Changed { failed: failed.into_iter().collect(), ..Changed::default() })
+        };
         let (goal, mut rules) = (Goal::default(), ReplyRules::default());
-        for _ in 0..2 {
-            rules.follow(&goal, &deaf).await;
-            assert_eq!((&rules.set, rules.failed.len()), (&None, 1));
+        for turn in 0..3 {
+            rules.follow(&goal, none).await;
+            assert_eq!((asked.get(), rules.failed.len()), (1, 1), "turn {turn}");
         }
-        rules.follow(&goal, &netlink::questions().unwrap()).await;
-        assert_eq!((&rules.set, rules.failed.len()), (&Some(BTreeSet::new()), 0));
+        for time in 2..4 {
+            rules.doubt();
+            for turn in 0..3 {
+                rules.follow(&goal, one).await;
+                assert_eq!((asked.get(), rules.failed.len()), (time, 1), "turn {turn}");
+            }
+        }
+        let rule = Rule { family: IpFamily::V4, priority: 60, mark: 1, mask: 1, table: 0, not_default: false };
+        let other = Goal::with_rules([rule]);
+        for turn in 0..3 {
+            rules.follow(&other, one).await;
+            assert_eq!((asked.get(), rules.failed.len()), (4, 1), "turn {turn}: others are wanted");
+        }
+        let handle = netlink::questions().unwrap();
+        rules.follow(&goal, async |wanted| rules::set(&handle, wanted).await).await;
+        assert_eq!((&rules.tried, rules.failed.len()), (&Some(BTreeSet::new()), 0));
         // Without a rule of ours there is nothing to read again.
         rules.doubt();
-        rules.follow(&goal, &deaf).await;
-        assert_eq!((&rules.set, rules.failed.len()), (&Some(BTreeSet::new()), 0));
+        rules.follow(&goal, none).await;
+        assert_eq!((asked.get(), rules.failed.len()), (4, 0));
     }
 }

@@ -45,6 +45,12 @@ impl Goal {
         &self.desired.rules
     }
 
+    #[cfg(test)]
+    pub(super) fn with_rules(rules: impl IntoIterator<Item = Rule>) -> Self {
+        let desired = Desired { rules: rules.into_iter().collect(), ..Desired::default() };
+        Self { desired, ..Self::default() }
+    }
+
     /// The node's addresses.
     pub(super) fn addresses(&self) -> &NodeAddresses {
         &self.desired.addresses

@@ -14,6 +14,7 @@ use proxy_common::abi;
 use crate::model::{Families, IpFamily, ObjectName, PortKey, Protocol};
 
 pub mod attach;
+mod attempts;
 pub mod bpf;
 pub mod load;
 pub mod memory;

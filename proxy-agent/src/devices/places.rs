@@ -162,7 +162,11 @@ impl Places {
         let by_tcx = |program: &Standing| matches!(program.by, By::Tcx { .. });
         let ours_by_tcx = standing.iter().any(|program| program.own && by_tcx(program));
         let moves = self.moves.entry((index, device.epoch, hook)).or_default();
-        if !ours_by_tcx || !wrong.iter().any(by_tcx) || !moves.allow(Instant::now()) {
+        if !ours_by_tcx
+            || !wrong.iter().any(by_tcx)
+            || !moves.allow(Instant::now())
+            || !attacher.may_put_in_place(index, hook)
+        {
             return Some(Found { wrong, foreign, again: false });
         }
         let programs: Vec<_> = wrong.iter().map(ToString::to_string).collect();
@@ -246,7 +250,7 @@ impl Places {
         if self.failed.get(&(index, hook)) == Some(&why) || error.device_is_gone() {
             tracing::debug!(%error, "not put back");
         } else {
-            tracing::warn!(%error, "foreign programs stay in the way; it is tried again");
+            tracing::warn!(%error, "foreign programs stay in the way; it is tried again, at least every five minutes");
             self.failed.insert((index, hook), why);
         }
     }

@@ -97,11 +97,23 @@ pub(super) struct Moved<'a> {
     finished: bool,
 }
 
+fn beside(place: &Path) -> PathBuf {
+    let mut beside = place.as_os_str().to_owned();
+    beside.push(MOVED);
+    PathBuf::from(beside)
+}
+
 impl<'a> Moved<'a> {
+    /// Unpins what was left where a link is to be pinned that takes the place of another one.
+    pub(super) fn clear(place: &Path) -> io::Result<()> {
+        match std::fs::remove_file(beside(place)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     pub(super) fn pin(link: &OwnedFd, place: &'a Path) -> io::Result<Self> {
-        let mut beside = place.as_os_str().to_owned();
-        beside.push(MOVED);
-        let beside = PathBuf::from(beside);
+        let beside = beside(place);
         sys::pin(link, &beside)?;
         Ok(Self { beside, place, finished: false })
     }

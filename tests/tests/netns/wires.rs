@@ -40,20 +40,35 @@ fn can_make(kinds: &[&str]) -> bool {
 
 /// A Service of pods here and elsewhere is asked by everybody, and each endpoint answers.
 fn is_served(cluster: &Cluster) -> Result<()> {
-    is_served_to(cluster, |_, _| true)
+    is_served_to(cluster, Reach::Everybody)
 }
 
-/// The same where not everybody's packets to a Service's own address reach the node.
-fn is_served_to(cluster: &Cluster, reaches: fn(&Lab, &Host) -> bool) -> Result<()> {
+/// Whose packets the node gets.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// Whatever is routed to it.
+    Everybody,
+    /// From outside, what is addressed to the node itself.
+    OwnAddress,
+}
+
+fn is_served_to(cluster: &Cluster, reach: Reach) -> Result<()> {
     let lab = &cluster.lab;
     for Combo { v6, proto } in Combo::ALL {
         for (what, remote) in [("here", false), ("there", true)] {
             let service = cluster.masqueraded_service(what);
             let endpoints = if remote { service.remotes() } else { service.pods(&[0]) };
             let (vip, port) = (Ask::new(proto, service.vip(v6)), Ask::new(proto, service.node_port(v6)));
-            service.serve(&endpoints, &lab.client.ns, vip)?;
-            let by_vip = [&lab.client, &lab.node, &lab.ext].into_iter().filter(|from| reaches(lab, from));
-            for (from, ask) in by_vip.map(|from| (from, vip)).chain([(&lab.ext, port)]) {
+            service.serve(&endpoints, &lab.ext.ns, port)?;
+            let mut ways: Vec<(&Host, Ask)> = vec![(&lab.ext, port), (&lab.node, vip)];
+            if reach == Reach::Everybody {
+                ways.push((&lab.ext, vip));
+            }
+            // Its reply is addressed to the pod.
+            if reach == Reach::Everybody || !remote {
+                ways.push((&lab.client, vip));
+            }
+            for (from, ask) in ways {
                 answered(&from.ns, ask).with_context(|| format!("{what}, v6={v6} {proto}, by {}", from.name))?;
             }
         }
@@ -290,7 +305,7 @@ fn on_a_child(lab: &Lab, kind: &str) -> Result<()> {
     ))
 }
 
-fn a_child_is_the_uplink(kind: &str, mode: &str, reaches: fn(&Lab, &Host) -> bool) {
+fn a_child_is_the_uplink(kind: &str, mode: &str, reach: Reach) {
     if !can_make(&[kind]) {
         return;
     }
@@ -301,7 +316,7 @@ fn a_child_is_the_uplink(kind: &str, mode: &str, reaches: fn(&Lab, &Host) -> boo
         "routed_conntrack",
         |lab| on_a_child(lab, &format!("{kind} mode {mode}")),
         |cluster| {
-            is_served_to(cluster, reaches)?;
+            is_served_to(cluster, reach)?;
             let roles = roles(cluster)?;
             ensure!(roles.get("child0").is_some_and(|(role, _)| role == "uplink"), "{roles:?}");
             Ok(())
@@ -311,11 +326,11 @@ fn a_child_is_the_uplink(kind: &str, mode: &str, reaches: fn(&Lab, &Host) -> boo
 
 #[test]
 fn a_macvlan_child_with_the_nodes_address_is_its_uplink() {
-    a_child_is_the_uplink("macvlan", "bridge", |_, _| true);
+    a_child_is_the_uplink("macvlan", "bridge", Reach::Everybody);
 }
 
 /// It shares its parent's MAC, so it gets what is addressed to its own addresses, and nothing that is routed to it.
 #[test]
 fn an_ipvlan_child_with_the_nodes_address_is_its_uplink() {
-    a_child_is_the_uplink("ipvlan", "l2", |lab, from| from.name != lab.ext.name);
+    a_child_is_the_uplink("ipvlan", "l2", Reach::OwnAddress);
 }

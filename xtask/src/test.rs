@@ -115,7 +115,8 @@ fn run_tier(tier: Tier, filter: &[String], with: Option<Proxy>) -> Row {
     let mut counts = Counts::default();
     let mut problems = Vec::new();
     // One program that fails does not keep the others of its tier from running.
-    for cmd in tier.commands(filter) {
+    for (cmd, program) in tier.commands(filter) {
+        counts.program = program;
         let cmd = match with.filter(|_| tier == Tier::Matrix) {
             Some(Proxy::KubeProxy) => cmd.env(WITH, "kube-proxy"),
             None => cmd,
@@ -139,7 +140,7 @@ fn run_tier(tier: Tier, filter: &[String], with: Option<Proxy>) -> Row {
     }
     // What a filter leaves out has not failed, and nothing can be said of it.
     if filter.is_empty()
-        && let Err(error) = ran::note(tier, &counts.names)
+        && let Err(error) = ran::note(tier, &counts.names())
     {
         problems.push(format!("its results cannot be noted: {error}"));
     }

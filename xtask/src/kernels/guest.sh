@@ -18,6 +18,7 @@ echo "fairlead-guest: kernel $(uname -r)"
 run() {
     name=$1 dir=$2
     shift 2
+    echo "fairlead-guest: runs $name"
     (cd "$dir" && CARGO_MANIFEST_DIR=$dir exec "$@")
     echo "fairlead-guest: ended $name $?"
 }

@@ -56,6 +56,8 @@ struct Program {
 struct Told {
     /// Exit status of each program.
     ended: BTreeMap<String, i32>,
+    /// The program that prints now.
+    running: String,
     complaints: Vec<String>,
 }
 
@@ -100,10 +102,10 @@ fn run_everywhere(filter: &[String], all: bool, counts: &mut Counts, notes: &mut
             notes.push(format!("Linux {}: {error:#}", kernel.series));
         }
         let names = own.failures.iter_mut().chain(own.reasons.iter_mut().map(|(name, _)| name));
-        let names = names.chain(own.not_run.iter_mut().map(|(name, _)| name));
+        let names = names.chain(own.not_run.iter_mut().map(|(case, _)| &mut case.name));
         names.for_each(|name| *name = format!("{} {name}", kernel.series));
         counts.add(&own);
-        counts.names.append(&mut own.names);
+        counts.ran.append(&mut own.ran);
         counts.not_run.append(&mut own.not_run);
         counts.failures.append(&mut own.failures);
         counts.reasons.append(&mut own.reasons);
@@ -159,8 +161,9 @@ fn run_on(kernel: Kernel, programs: &[Program], accel: &Accel, filter: &[String]
     let command = guest.command(&script(programs, &other_build()?, filter)?)?;
     let (told, screen) = (&mut Told::default(), &mut std::io::stdout().lock());
     let result = stream(command, Tier::Kernels.limit(), |line| {
-        counts.read(line);
         told.read(line);
+        counts.program = told.runs(programs);
+        counts.read(line);
         writeln!(screen, "{line}")
     });
     if let Err(error) = result {
@@ -220,8 +223,14 @@ impl Told {
                 self.ended.insert(name.to_owned(), status.parse().unwrap_or(-1));
             }
             ["kernel", _] => {}
+            ["runs", name] => name.clone_into(&mut self.running),
             _ => self.complaints.push(said.to_owned()),
         }
+    }
+
+    /// The program that prints now.
+    fn runs(&self, programs: &[Program]) -> &'static str {
+        programs.iter().map(|program| program.name).find(|name| *name == self.running).unwrap_or_default()
     }
 
     /// Every program ran, and to its end.
@@ -282,6 +291,9 @@ mod tests {
     fn what_the_guest_lacks_is_told() {
         let mut told = Told::default();
         told.read("fairlead-guest: kernel 6.1.0-56-amd64");
+        assert_eq!(told.runs(&[packets()]), "");
+        told.read("fairlead-guest: runs packets");
+        assert_eq!(told.runs(&[packets()]), "packets");
         told.read("test b ... fairlead-guest: ended packets 0");
         told.judge(&[packets()]).unwrap();
         told.read("fairlead-guest: modules are missing");

@@ -1,8 +1,17 @@
 //! What Rust's test programs print, counted.
 
+/// A test and the program that it stands in: several programs have cases of the same name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Case {
+    pub(super) program: &'static str,
+    pub(super) name: String,
+}
+
 /// Numbers of tests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counts {
+    /// The program that prints now, where tests may be of one name.
+    pub(super) program: &'static str,
     pub(super) passed: u32,
     pub(super) failed: u32,
     pub(super) skipped: u32,
@@ -12,12 +21,12 @@ pub(super) struct Counts {
     pub(super) reasons: Vec<(String, String)>,
     /// The panic whose message is in the next line.
     pub(super) panicked: Option<String>,
-    /// Names of those that passed.
-    pub(super) names: Vec<String>,
+    /// Those that passed.
+    pub(super) ran: Vec<Case>,
     /// One whose line something else has broken: its result stands on a line of its own.
     pub(super) broken: Option<String>,
     /// Those that found that this kernel cannot run them, and why. libtest takes them for passed.
-    pub(super) not_run: Vec<(String, String)>,
+    pub(super) not_run: Vec<(Case, String)>,
     /// Those of them that no summary has counted yet.
     pub(super) uncounted: u32,
 }
@@ -37,7 +46,7 @@ impl Counts {
             self.failed += number_before(result, "failed");
             self.skipped += number_before(result, "ignored") + not_run;
         } else if let Some((name, why)) = line.strip_prefix(NOT_RUN).and_then(|rest| rest.split_once(": ")) {
-            self.not_run.push((name.to_owned(), why.to_owned()));
+            self.not_run.push((self.case(name.to_owned()), why.to_owned()));
             self.uncounted += 1;
         } else if let Some(name) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED")) {
             self.failures.push(name.to_owned());
@@ -55,10 +64,20 @@ impl Counts {
         }
     }
 
+    const fn case(&self, name: String) -> Case {
+        Case { program: self.program, name }
+    }
+
     fn passed_by(&mut self, name: String) {
-        if !self.not_run.iter().any(|(other, _)| *other == name) {
-            self.names.push(name);
+        let case = self.case(name);
+        if !self.not_run.iter().any(|(other, _)| *other == case) {
+            self.ran.push(case);
         }
+    }
+
+    /// Names of those that passed.
+    pub(super) fn names(&self) -> Vec<&str> {
+        self.ran.iter().map(|case| &*case.name).collect()
     }
 
     /// Why the test of this name failed first.
@@ -108,7 +127,7 @@ mod tests {
         counts.read("test step::flow::rule_7 ... FAILED");
         counts.read("test step::flow::rule_8 ... ok");
         assert_eq!(counts.failures, ["step::flow::rule_7"]);
-        assert_eq!(counts.names, ["step::flow::rule_8"]);
+        assert_eq!(counts.names(), ["step::flow::rule_8"]);
     }
 
     #[test]
@@ -117,7 +136,7 @@ mod tests {
         for line in ["ok", "test a ... warning: something", "more", "ok", "ok", "test b ... ignored", "test c ... ok"] {
             counts.read(line);
         }
-        assert_eq!(counts.names, ["a", "c"]);
+        assert_eq!(counts.names(), ["a", "c"]);
     }
 
     #[test]
@@ -133,8 +152,9 @@ mod tests {
         counts.read("test result: ok. 4 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s");
         assert_eq!((counts.passed, counts.skipped), (2, 2));
         let [first, second] = [("wires::a", "needs a bond"), ("wires::c", "needs netkit")];
-        assert_eq!(counts.not_run, [first, second].map(|(name, why)| (name.to_owned(), why.to_owned())));
-        assert_eq!(counts.names, ["wires::b", "wires::d"]);
+        let case = |name: &str| Case { program: "", name: name.to_owned() };
+        assert_eq!(counts.not_run, [first, second].map(|(name, why)| (case(name), why.to_owned())));
+        assert_eq!(counts.names(), ["wires::b", "wires::d"]);
     }
 
     #[test]

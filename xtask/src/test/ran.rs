@@ -24,6 +24,6 @@ pub(super) fn forget() -> io::Result<()> {
 }
 
 /// Everything in a tier has run, and these have passed.
-pub(super) fn note(tier: Tier, passed: &[String]) -> io::Result<()> {
+pub(super) fn note(tier: Tier, passed: &[&str]) -> io::Result<()> {
     fs::write(folder().join(tier.name()), passed.join("\n"))
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::libtest::Counts;
+use super::libtest::{Case, Counts};
 use super::tier::Tier;
 
 /// Failed tests that the report names, of each tier.
@@ -51,13 +51,15 @@ impl Row {
 }
 
 /// Each case that a kernel could not run has passed on another one, or it has failed: else nobody sees that it runs nowhere.
+/// A case of the same name in another program says nothing of it.
 pub(super) fn nobody_ran(rows: &mut [Row]) {
-    let passed: BTreeSet<String> = rows.iter().flat_map(|row| row.counts.names.iter().cloned()).collect();
+    let passed: BTreeSet<Case> = rows.iter().flat_map(|row| row.counts.ran.iter().cloned()).collect();
     for row in rows {
         let counts = &mut row.counts;
-        for (name, why) in &counts.not_run {
+        for (Case { program, name }, why) in &counts.not_run {
             // Behind a kernel's name, where it is that of another one.
-            if !name.split(' ').next_back().is_some_and(|name| passed.contains(name)) {
+            let bare = name.rsplit_once(' ').map_or(&**name, |(_, bare)| bare);
+            if !passed.contains(&Case { program, name: bare.to_owned() }) {
                 counts.skipped = counts.skipped.saturating_sub(1);
                 counts.failed += 1;
                 counts.failures.push(name.clone());
@@ -95,7 +97,7 @@ fn render(rows: &[Row]) -> String {
         for line in &row.notes {
             out.push_str(&format!("{}: {line}\n", row.tier.name()));
         }
-        for (name, why) in &row.counts.not_run {
+        for (Case { name, .. }, why) in &row.counts.not_run {
             out.push_str(&format!("{}: {name} not run here: {why}\n", row.tier.name()));
         }
         for name in row.counts.failures.iter().take(MOST_NAMES) {
@@ -150,12 +152,13 @@ mod tests {
 
     #[test]
     fn what_no_kernel_could_run_has_failed() {
-        let lacks = |name: &str| (name.to_owned(), "needs a bond".to_owned());
+        let case = |program, name: &str| Case { program, name: name.to_owned() };
+        let lacks = |name: &str| (case("netns", name), "needs a bond".to_owned());
         let mut rows = [row(Tier::Netns, Status::Passed, 3, 0), row(Tier::Kernels, Status::Passed, 2, 0)];
-        rows[0].counts.names = ["tcx".to_owned()].into();
+        rows[0].counts.ran = vec![case("netns", "tcx")];
         rows[0].counts.not_run = ["wires::a", "wires::b"].map(lacks).into();
         rows[0].counts.skipped = 2;
-        rows[1].counts.names = ["wires::a".to_owned()].into();
+        rows[1].counts.ran = vec![case("netns", "wires::a")];
         rows[1].counts.not_run = ["6.1 tcx", "6.1 wires::b"].map(lacks).into();
         rows[1].counts.skipped = 2;
         nobody_ran(&mut rows);
@@ -163,6 +166,24 @@ mod tests {
         let text = render(&rows);
         assert!(text.contains("netns: wires::b: nobody has run it: needs a bond\n"), "{text}");
         assert!(!text.contains("netns: wires::a: nobody") && !text.contains("6.1 tcx: nobody"), "{text}");
+    }
+
+    #[test]
+    fn a_case_of_the_same_name_in_another_program_is_another_one() {
+        let says = |program, tier, lines: &[&str]| {
+            let mut row = row(tier, Status::Passed, 0, 0);
+            row.counts.program = program;
+            lines.iter().for_each(|line| row.counts.read(line));
+            row
+        };
+        let ok = "test masquerade::a ... ok";
+        let mut rows = [
+            says("packets", Tier::Packet, &[ok]),
+            says("netns", Tier::Netns, &["not run here: masquerade::a: needs a bond", ok]),
+            says("matrix", Tier::Matrix, &[ok]),
+        ];
+        nobody_ran(&mut rows);
+        assert_eq!(rows.each_ref().map(Row::failed), [false, true, false]);
     }
 
     #[test]

@@ -110,13 +110,9 @@ impl Tier {
         }
     }
 
-    /// Its test programs, as options of `cargo test`.
-    fn targets(self) -> Vec<&'static str> {
-        TARGETS.iter().filter(|(tier, _)| *tier == self).flat_map(|(_, name)| ["--test", *name]).collect()
-    }
-
-    /// The calls of cargo that run it. `filter` goes to the test programs.
-    pub(super) fn commands(self, filter: &[String]) -> Vec<Cmd> {
+    /// The calls of cargo that run it, each with the test program that it runs, if it is one: what that prints does not say
+    /// which it is. `filter` goes to the test programs.
+    pub(super) fn commands(self, filter: &[String]) -> Vec<(Cmd, &'static str)> {
         let test = |args: &[&str], threads: Option<u32>| {
             let mut cmd = workspace::cargo("test").arg("--no-fail-fast").args(args).arg("--").args(filter);
             if let Some(threads) = threads {
@@ -124,33 +120,43 @@ impl Tier {
             }
             without_object(cmd)
         };
+        let targets = |threads| {
+            let own = TARGETS.into_iter().filter(move |(tier, _)| *tier == self);
+            own.map(move |(_, name)| (test(&["--test", name], threads), name))
+        };
         let ebpf = || {
             let cmd =
                 Cmd::cargo("test").args(["--locked", "--no-fail-fast", "--package", workspace::EBPF, "--lib", "--"]);
             cmd.args(filter).current_dir(&machine::root())
         };
-        let programs = || without_object(workspace::cargo("build").arg("--bins"));
+        let programs = || (without_object(workspace::cargo("build").arg("--bins")), "");
         match self {
-            Self::Unit => vec![test(&["--lib", "--bins"], None), ebpf(), test(&["--doc"], None)],
+            Self::Unit => vec![(test(&["--lib", "--bins"], None), ""), (ebpf(), ""), (test(&["--doc"], None), "")],
             // Loading programs is mostly the verifier's time; more tests at once than processors gain nothing.
-            Self::Packet | Self::Scenario => vec![test(&self.targets(), None)],
+            Self::Packet | Self::Scenario => targets(None).collect(),
             // They build, and run tests on all processors.
-            Self::Mutants => vec![test(&self.targets(), Some(1))],
+            Self::Mutants => targets(Some(1)).collect(),
             // Cases measure times and share the machine's connection tracking: one at a time.
-            Self::Netns => vec![programs(), test(&self.targets(), Some(1))],
+            Self::Netns => [programs()].into_iter().chain(targets(Some(1))).collect(),
             // Cases measure no times; one builds its nodes while the other's packets are on their way.
-            Self::Matrix => vec![programs(), test(&self.targets(), Some(2))],
+            Self::Matrix => [programs()].into_iter().chain(targets(Some(2))).collect(),
             // Cases mostly wait; those that measure see to it that they are alone. Each has at most half a gigabyte in use.
             Self::Cluster => {
-                let tests = test(&self.targets(), Some(6));
-                match image(filter) {
-                    Some((build, archive)) => vec![programs(), build, tests.env(IMAGE, &archive.to_string_lossy())],
-                    None => vec![programs(), tests],
-                }
+                let image = image(filter);
+                let tests = targets(Some(6)).map(|(cmd, name)| match &image {
+                    Some((_, archive)) => (cmd.env(IMAGE, &archive.to_string_lossy()), name),
+                    None => (cmd, name),
+                });
+                let tests: Vec<_> = tests.collect();
+                let build = image.map(|(build, _)| (build, ""));
+                [programs()].into_iter().chain(build).chain(tests).collect()
             }
             // What runs there is no command of cargo's: `super::kernels`.
             Self::Kernels => Vec::new(),
-            Self::Conformance => vec![test(&self.targets(), None).env(ran::VARIABLE, &ran::folder().to_string_lossy())],
+            Self::Conformance => {
+                let ran = |(cmd, name): (Cmd, _)| (cmd.env(ran::VARIABLE, &ran::folder().to_string_lossy()), name);
+                targets(None).map(ran).collect()
+            }
         }
     }
 

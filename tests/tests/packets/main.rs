@@ -63,6 +63,8 @@ mod headers;
 #[cfg(test)]
 mod icmp;
 #[cfg(test)]
+mod itself;
+#[cfg(test)]
 mod limits;
 #[cfg(test)]
 mod mark;

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use fairlead_tests::not_run;
 use fairlead_tests::packet::world::{self, BRIDGE, Device, POD1, POD2, PORT1, PORT2, UPLINK};
 use fairlead_tests::packet::{ACK, FIN, Node, Packet, Settings, Table, Wire};
-use proxy_agent::model::Protocol;
+use proxy_agent::model::{IpFamily, Protocol};
 use proxy_common::Outcome;
 use proxy_common::abi::{Config, tc_index};
 
@@ -46,21 +46,21 @@ families! {
     a_syn_after_the_end_gets_another_port,
 }
 
-const NODE_PORT: u16 = 30_080;
+pub(crate) const NODE_PORT: u16 = 30_080;
 
 /// A client that came in by a device, one of the node's addresses, and an endpoint that is reached by another.
 #[derive(Clone, Copy)]
-struct Way {
-    wire: Wire,
-    client: SocketAddr,
-    came_by: Device,
-    vip: SocketAddr,
-    endpoint: SocketAddr,
-    leaves_by: Device,
+pub(crate) struct Way {
+    pub(crate) wire: Wire,
+    pub(crate) client: SocketAddr,
+    pub(crate) came_by: Device,
+    pub(crate) vip: SocketAddr,
+    pub(crate) endpoint: SocketAddr,
+    pub(crate) leaves_by: Device,
     /// The address that the endpoint sees.
-    seen: SocketAddr,
+    pub(crate) seen: SocketAddr,
     /// What arrives goes back at once by its device.
-    turned: bool,
+    pub(crate) turned: bool,
 }
 
 impl Way {
@@ -78,22 +78,22 @@ impl Way {
         }
     }
 
-    fn opening(&self) -> Packet {
+    pub(crate) fn opening(&self) -> Packet {
         at(self.came_by, self.wire.opening(self.client, self.vip))
     }
 
-    fn talk(&self) -> Packet {
+    pub(crate) fn talk(&self) -> Packet {
         at(self.came_by, self.wire.talk(self.client, self.vip))
     }
 
     /// The packet, as it leaves towards the endpoint.
-    fn leaving(&self, packet: &Packet) -> Packet {
+    pub(crate) fn leaving(&self, packet: &Packet) -> Packet {
         out_of(self.leaves_by, packet.clone().to(self.endpoint))
     }
 
     /// The request goes through the node; returns what the endpoint sees as its client.
     #[track_caller]
-    fn goes(&self, node: &Node, outcome: Outcome, packet: &Packet) -> SocketAddr {
+    pub(crate) fn goes(&self, node: &Node, outcome: Outcome, packet: &Packet) -> SocketAddr {
         let (ran, expected) = (node.arrives(self.came_by, packet), packet.clone().to(self.endpoint));
         if self.turned {
             ran.goes_back(outcome, tc_index::REQUEST_SNAT, &expected.turned_round());
@@ -115,7 +115,13 @@ impl Way {
 
     /// The endpoint's packet comes back to the client.
     #[track_caller]
-    fn comes(&self, node: &Node, seen: SocketAddr, outcome: Outcome, back: fn(Wire, SocketAddr, SocketAddr) -> Packet) {
+    pub(crate) fn comes(
+        &self,
+        node: &Node,
+        seen: SocketAddr,
+        outcome: Outcome,
+        back: fn(Wire, SocketAddr, SocketAddr) -> Packet,
+    ) {
         let packet = at(self.leaves_by, back(self.wire, self.endpoint, seen));
         let (ran, expected) = (node.arrives(self.leaves_by, &packet), packet.clone().to(self.client));
         if self.turned {
@@ -129,7 +135,7 @@ impl Way {
 
     /// A whole conversation until it is confirmed, and a packet each way then.
     #[track_caller]
-    fn works(&self, node: &Node) -> SocketAddr {
+    pub(crate) fn works(&self, node: &Node) -> SocketAddr {
         let seen = self.goes(node, Outcome::RequestNew, &self.opening());
         self.comes(node, seen, Outcome::ReplyHalfOpen, Wire::answer);
         if self.wire.protocol == Protocol::Udp {
@@ -148,7 +154,7 @@ impl Way {
 }
 
 /// A node with the Service on a NodePort, under the Cluster policy.
-fn serving(way: &Way, settings: Settings) -> Node {
+pub(crate) fn serving(way: &Way, settings: Settings) -> Node {
     let mut node = Node::start_with(settings);
     node.apply(&web(way.wire).node_port(NODE_PORT).elsewhere(way.endpoint.ip()));
     node
@@ -243,7 +249,7 @@ fn rule_72_the_source_is_the_address_of_the_device(wire: Wire) {
 }
 
 /// A pod that is its own endpoint.
-fn to_itself(wire: Wire, vip: SocketAddr) -> Way {
+pub(crate) fn to_itself(wire: Wire, vip: SocketAddr) -> Way {
     Way {
         client: wire.at(world::pod1, 51_234),
         came_by: POD1,
@@ -406,8 +412,8 @@ fn what_an_overlay_puts_around_a_request_is_left_alone(wire: Wire) {
     node.leaves_marked(UPLINK, tc_index::REQUEST, &outer).is_left_to_others();
 }
 
-fn a_syn_after_the_end_gets_another_port(family: proxy_agent::model::IpFamily) {
-    let wire = if family == proxy_agent::model::IpFamily::V4 { Wire::TCP_V4 } else { Wire::TCP_V6 };
+fn a_syn_after_the_end_gets_another_port(family: IpFamily) {
+    let wire = if family == IpFamily::V4 { Wire::TCP_V4 } else { Wire::TCP_V6 };
     let way = Way::through(wire);
     let node = serving(&way, Settings::default());
     let seen = way.works(&node);

@@ -6,12 +6,12 @@ use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Result, ensure};
 use fairlead_lab::{
-    AgentOptions, Ask, Host, Lab, Load, LoadPlan, Proto, server::wait_until, topology::OVERLAY, tun::TunPair,
+    AgentOptions, Ask, Capture, Host, Lab, Load, LoadPlan, Proto, server::wait_until, topology::OVERLAY, tun::TunPair,
 };
 use fairlead_tests::listed;
 use proxy_common::{ABI_VERSION, Outcome};
 
-use crate::cell::{Cell, Cluster, Combo, PATIENCE, answered, eventually};
+use crate::cell::{Cell, Cluster, Combo, PATIENCE, TARGET, answered, eventually};
 
 /// Tests of cases of other files, in these cells.
 macro_rules! cells {
@@ -90,6 +90,28 @@ pub(crate) fn a_remote_pod_asks_through_the_overlay(cluster: &Cluster, Combo { v
     let own = cluster.lab.ip_towards_remote_pods(v6);
     ensure!(seen.outcome.answer().is_some_and(|answer| answer.peer.ip() == own), "{seen}");
     ext.output("ip", &["route", "del", &vip, "dev", OVERLAY]).map(drop)
+}
+
+/// A pod's device may be a tun, where `--devices` says so: what the pod sends to itself goes straight back without a frame.
+#[test]
+fn a_pod_behind_a_tun_reaches_itself_past_the_stack() {
+    let args = vec![format!("--devices={OVERLAY}=pod").into()];
+    let cluster = Cluster::own(Cell::named("tun_overlay_conntrack"), AgentOptions { args, ..AgentOptions::default() });
+    let (service, ext) = (cluster.service("behind-a-tun"), &cluster.lab.ext.ns);
+    for Combo { v6, proto } in Combo::ALL {
+        let pod = Lab::remote_pods(v6)[0];
+        let ask = Ask::new(proto, service.vip(v6)).from(SocketAddr::new(pod, 0));
+        ext.output("ip", &["route", "replace", &ask.to.ip().to_string(), "dev", OVERLAY]).expect("a route");
+        let itself: Vec<_> = service.remotes().into_iter().filter(|endpoint| endpoint.ip == pod).collect();
+        service.serve(&itself, ext, ask).expect("an answer of the pod itself");
+        let capture = Capture::start(ext, OVERLAY).expect("a capture");
+        let answer = answered(ext, ask).expect("another answer");
+        assert_eq!(answer.peer.ip(), cluster.lab.ip_towards_remote_pods(v6), "{proto:?} v6={v6}");
+        let packets = capture.stop();
+        let came = packets.iter().filter(|p| !p.outgoing && p.sockets().is_some_and(|(_, to)| to.port() == TARGET));
+        let hops: Vec<_> = came.map(|packet| packet.ttl).collect();
+        assert!(!hops.is_empty() && hops.iter().all(|ttl| *ttl == 64), "{proto:?} v6={v6}: routed, with {hops:?}");
+    }
 }
 
 #[test]

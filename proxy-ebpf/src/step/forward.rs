@@ -1,6 +1,6 @@
 //! Where a translated packet goes: on to the stack as a rule; past it only where the stack would get it wrong.
 
-use proxy_common::abi::{Device, Direction, Flow, FlowKey, Role, tc_index};
+use proxy_common::abi::{Device, Direction, Flow, FlowKey, tc_index};
 use proxy_common::{Family, Outcome};
 
 use super::flow::read;
@@ -63,14 +63,11 @@ pub(crate) fn forward<F: Family>(
     }
 }
 
-/// False where somebody else judges the packet: the stack leads it back by the same device, past both of its hooks. And
-/// where another device may be the way back.
+/// False where somebody else judges the packet: the stack leads it back by the same device, past both of its hooks.
 #[inline(always)]
 fn goes_back_here(skb: &Skb) -> bool {
-    maps::device(skb.ifindex()).is_some_and(|device| {
-        (device.role == Role::Pod as u8 || device.role == Role::BridgePort as u8)
-            && (device.flags & Device::FOREIGN == 0 || mutant!("turned-past-foreign"))
-    })
+    maps::device(skb.ifindex())
+        .is_some_and(|device| device.flags & Device::FOREIGN == 0 || mutant!("turned-past-foreign"))
 }
 
 /// What egress is told. A reply that has only got its client back is still to be translated on the way out.

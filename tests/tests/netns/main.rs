@@ -50,6 +50,8 @@ mod health;
 #[cfg(test)]
 mod logs;
 #[cfg(test)]
+mod masq_agent;
+#[cfg(test)]
 mod masquerade;
 #[cfg(test)]
 mod metrics;

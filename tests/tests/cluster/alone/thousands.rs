@@ -131,11 +131,11 @@ fn five_thousand_services_at_once_are_all_served_and_delay_nothing_else() {
     // A change among them, and the end of half of their endpoints.
     cluster.set_endpoints("bystander", &["pod-c"]);
     cluster.served_by(&vips, "pod-c", CAUGHT_UP);
-    let [gone, kept] = ["half=first", "half=second"]
+    let [gone, kept] = ["burst=many,half=first", "burst=many,half=second"]
         .map(|half| cluster.api.call(async move |client| burst(&kube::Api::namespaced(client, "default"), half).await));
     assert_eq!([gone.len(), kept.len()], [MANY / 2; 2]);
     cluster.api.call(async |client| {
-        let (params, half) = (DeleteParams::default(), ListParams::default().labels("half=first"));
+        let (params, half) = (DeleteParams::default(), ListParams::default().labels("burst=many,half=first"));
         let slices = kube::Api::<EndpointSlice>::namespaced(client, "default");
         // A server that is short of time gets through some of them with each request.
         for attempt in 1.. {

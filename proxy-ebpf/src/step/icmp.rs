@@ -24,7 +24,7 @@ const CHECKSUM: u32 = 2;
 #[inline(always)]
 fn concerns<F: Quote>(skb: &Skb, key: &FlowKey<F>, found: &mut Flow<F>, l4: u32) -> Outcome {
     let Some(kind) = byte(skb, l4) else { return Outcome::NotOurs };
-    if F::leads_to_itself(skb, key, l4, kind) && !mutant!("redirect-to-itself") {
+    if F::leads_to_itself(skb, key, l4, kind) {
         return Outcome::DropRedirect;
     }
     let redirect = F::is_redirect(kind);

@@ -14,7 +14,7 @@ use proxy_common::abi;
 use crate::model::{Families, IpFamily, ObjectName, PortKey, Protocol};
 
 pub mod attach;
-mod attempts;
+pub(crate) mod attempts;
 pub mod bpf;
 pub mod load;
 pub mod memory;

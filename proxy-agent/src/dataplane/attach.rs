@@ -7,17 +7,14 @@
 pub mod links;
 pub mod standing;
 
-use std::collections::BTreeMap;
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Instant;
 
 use aya::programs::links::{FdLink, Link as _, LinkError};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 
-use super::attempts::Attempts;
 use super::load::{EGRESS_STUB, INGRESS_STUB, LoadError, Programs};
 use super::pin::{PinLock, PinRoot};
 use super::sys::{self, Insn};
@@ -174,8 +171,6 @@ pub struct Attacher {
     links: Links,
     mode: AttachMode,
     tcx: bool,
-    /// To put ours back into its place, where that failed.
-    moves: BTreeMap<(u32, Hook), Attempts>,
     /// Nobody else changes the pins while this lives.
     _lock: PinLock,
 }
@@ -183,7 +178,7 @@ pub struct Attacher {
 impl Attacher {
     /// An attacher for this network namespace. `tcx` says whether the kernel has tcx links.
     pub fn new(programs: Programs, pins: &PinRoot, lock: PinLock, mode: AttachMode, tcx: bool) -> io::Result<Self> {
-        Ok(Self { programs, links: Links::new(pins)?, mode, tcx, moves: BTreeMap::new(), _lock: lock })
+        Ok(Self { programs, links: Links::new(pins)?, mode, tcx, _lock: lock })
     }
 
     /// The pinned links.
@@ -211,15 +206,9 @@ impl Attacher {
         self.links.standing(ifindex, hook, filters)
     }
 
-    /// False for a while after ours could not be put back into its place: an attempt loads a program and attaches it.
-    pub fn may_put_in_place(&self, ifindex: u32, hook: Hook) -> bool {
-        self.moves.get(&(ifindex, hook)).is_none_or(|attempts| attempts.due(Instant::now()))
-    }
-
     /// Puts ours back into its place among the programs of tcx. No program may stand at a hook twice, so a link with nothing
     /// of ours is put there first, which gets a copy of ours before the old link loses it: for some 10 µs a packet meets both.
-    /// What fails until then leaves the old link as it is; after an error [`Self::attach`] makes good what is left, and
-    /// [`Self::may_put_in_place`] says when to try again.
+    /// What fails until then leaves the old link as it is; after an error [`Self::attach`] makes good what is left.
     pub fn put_in_place(&mut self, target: Target<'_>, hook: Hook) -> Result<(), AttachError> {
         let Target { ifindex, name, flat, .. } = target;
         let pin = self.links.path(ifindex, hook);
@@ -237,23 +226,11 @@ impl Attacher {
             Ok(moved.finish()?)
         };
         let moved = cleared.and_then(|()| self.programs.with_another_stub(hook.stub(), flat, move_it));
-        let moved = moved.map_err(|source: Cause| AttachError::new("move", hook, name, ifindex, source));
-        match &moved {
-            Ok(()) => drop(self.moves.remove(&(ifindex, hook))),
-            Err(error) => {
-                self.moves.entry((ifindex, hook)).or_default().failed(Instant::now(), &error.to_string());
-            }
-        }
-        moved
-    }
-
-    fn forget_moves(&mut self, ifindex: u32) {
-        self.moves.retain(|(index, _), _| *index != ifindex);
+        moved.map_err(|source: Cause| AttachError::new("move", hook, name, ifindex, source))
     }
 
     /// Detaches both stubs from a device that stays.
     pub fn detach(&mut self, ifindex: u32, name: &str) -> Result<(), AttachError> {
-        self.forget_moves(ifindex);
         for hook in Hook::ALL {
             let result = self.links.remove(ifindex, hook).map_err(Cause::from).and_then(|_| remove_filter(name, hook));
             result.map_err(|source| AttachError::new("detach", hook, name, ifindex, source))?;
@@ -263,7 +240,6 @@ impl Attacher {
 
     /// Forgets a device that went away. Its links must go even if the device lives on in another network namespace.
     pub fn forget(&mut self, ifindex: u32) {
-        self.forget_moves(ifindex);
         for hook in Hook::ALL {
             if let Err(error) = self.links.remove(ifindex, hook) {
                 tracing::warn!(ifindex, hook = hook.name(), %error, "cannot unpin the link of a vanished device");

@@ -7,19 +7,19 @@ const PAUSES: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(300)]
 
 /// Attempts that failed.
 #[derive(Debug, Default)]
-pub(super) struct Attempts {
+pub(crate) struct Attempts {
     why: String,
     pause: Duration,
     next: Option<Instant>,
 }
 
 impl Attempts {
-    pub(super) fn due(&self, now: Instant) -> bool {
+    pub(crate) fn due(&self, now: Instant) -> bool {
         self.next.is_none_or(|next| now >= next)
     }
 
     /// Notes a failure; true if its reason is another one than before.
-    pub(super) fn failed(&mut self, now: Instant, why: &str) -> bool {
+    pub(crate) fn failed(&mut self, now: Instant, why: &str) -> bool {
         let [first, longest] = PAUSES;
         self.pause = (self.pause * 2).clamp(first, longest);
         self.next = Some(now + self.pause);

@@ -11,7 +11,8 @@ use tokio::runtime;
 use super::desired::Served;
 use super::netlink;
 use crate::dataplane::attach::standing::{By, Filters, Standing, misplaced};
-use crate::dataplane::attach::{AttachError, Attacher, Hook, Target};
+use crate::dataplane::attach::{Attacher, Hook, Target};
+use crate::dataplane::attempts::Attempts;
 use crate::dataplane::sys;
 
 /// Ours is put back into its place so often on a device: whoever insists as well is reported, and left there.
@@ -27,8 +28,8 @@ pub(super) struct Places {
     conflicts: BTreeMap<(u32, Hook), Vec<Standing>>,
     /// By ifindex, epoch and hook.
     moves: BTreeMap<(u32, u32, Hook), Moves>,
-    /// Why ours could not be put back.
-    failed: BTreeMap<(u32, Hook), String>,
+    /// To put ours back, where that failed: an attempt loads a program and attaches it. By ifindex, epoch and hook.
+    failed: BTreeMap<(u32, u32, Hook), Attempts>,
     /// Devices with foreign programs on either side of ours.
     foreign: BTreeSet<u32>,
 }
@@ -108,10 +109,11 @@ impl Places {
 
     /// Forgets what was found on devices that are no longer attached to, or are others by now.
     pub(super) fn keep(&mut self, now: &BTreeMap<u32, Served>) {
-        self.moves.retain(|(index, epoch, _), _| now.get(index).is_some_and(|device| device.epoch == *epoch));
+        let is_same = |index: &u32, epoch: &u32| now.get(index).is_some_and(|device| device.epoch == *epoch);
+        self.moves.retain(|(index, epoch, _), _| is_same(index, epoch));
+        self.failed.retain(|(index, epoch, _), _| is_same(index, epoch));
         let attached = |index: &u32| now.get(index).is_some_and(|device| device.programs);
         self.conflicts.retain(|(index, _), _| attached(index));
-        self.failed.retain(|(index, _), _| attached(index));
         self.foreign.retain(|index| now.contains_key(index));
     }
 
@@ -161,23 +163,23 @@ impl Places {
         let (wrong, foreign) = (misplaced(&standing, hook).to_vec(), any_foreign(&standing));
         let by_tcx = |program: &Standing| matches!(program.by, By::Tcx { .. });
         let ours_by_tcx = standing.iter().any(|program| program.own && by_tcx(program));
-        let moves = self.moves.entry((index, device.epoch, hook)).or_default();
-        if !ours_by_tcx
-            || !wrong.iter().any(by_tcx)
-            || !moves.allow(Instant::now())
-            || !attacher.may_put_in_place(index, hook)
-        {
+        let (place, now) = ((index, device.epoch, hook), Instant::now());
+        let moves = self.moves.entry(place).or_default();
+        let due = self.failed.get(&place).is_none_or(|attempts| attempts.due(now));
+        if !ours_by_tcx || !wrong.iter().any(by_tcx) || !moves.allow(now) || !due {
             return Some(Found { wrong, foreign, again: false });
         }
         let programs: Vec<_> = wrong.iter().map(ToString::to_string).collect();
         let Served { name, flat, foreign_egress, .. } = device;
         let target = Target { ifindex: index, name, flat: *flat, foreign_egress: *foreign_egress };
         if let Err(error) = attacher.put_in_place(target, hook) {
-            self.complain(index, hook, &error);
+            if self.failed.entry(place).or_default().failed(now, &error.to_string()) && !error.device_is_gone() {
+                tracing::warn!(%error, "foreign programs stay in the way; it is tried again, at least every five minutes");
+            }
             return Some(Found { wrong, foreign, again: true });
         }
-        moves.at.push(Instant::now());
-        self.failed.remove(&(index, hook));
+        moves.at.push(now);
+        self.failed.remove(&place);
         tracing::info!(device = %name, hook = hook.name(), ?programs, "put back into its place beside these");
         let standing = attacher.standing(index, hook, &device.filters).ok()?;
         Some(Found { wrong: misplaced(&standing, hook).to_vec(), foreign: any_foreign(&standing), again: false })
@@ -241,17 +243,6 @@ impl Places {
             self.conflicts.remove(&(index, hook));
         } else {
             self.conflicts.insert((index, hook), wrong);
-        }
-    }
-
-    /// Says why ours could not be put back, where that is news.
-    fn complain(&mut self, index: u32, hook: Hook, error: &AttachError) {
-        let why = error.to_string();
-        if self.failed.get(&(index, hook)) == Some(&why) || error.device_is_gone() {
-            tracing::debug!(%error, "not put back");
-        } else {
-            tracing::warn!(%error, "foreign programs stay in the way; it is tried again, at least every five minutes");
-            self.failed.insert((index, hook), why);
         }
     }
 }

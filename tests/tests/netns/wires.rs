@@ -84,6 +84,12 @@ fn roles(cluster: &Cluster) -> Result<BTreeMap<String, (String, String)>> {
     Ok(rows.map(|row| (text(&row["name"]), (text(&row["role"]), text(&row["why"])))).collect())
 }
 
+fn has_role(cluster: &Cluster, device: &str, role: &str) -> Result<()> {
+    let roles = roles(cluster)?;
+    ensure!(roles.get(device).is_some_and(|(found, _)| found == role), "{device} is no {role}: {roles:?}");
+    Ok(())
+}
+
 fn run(cell: &str, wire: impl FnOnce(&Lab) -> Result<()>, case: impl FnOnce(&Cluster) -> Result<()>) {
     run_with(&[], cell, wire, case);
 }
@@ -179,11 +185,7 @@ fn an_ipip_device_for_all_nodes_is_served_and_answers_where_nobody_serves() {
             let ask = ask.from(SocketAddr::new(Lab::remote_pods(v6)[0], 0));
             eventually("a refusal", &lab.ext.ns, ask, |attempt| attempt.outcome == Outcome::Refused)?;
         }
-        let roles = roles(cluster)?;
-        for name in ["tunnel4", "tunnel6"] {
-            ensure!(roles.get(name).is_some_and(|(role, _)| role == "tunnel"), "{roles:?}");
-        }
-        Ok(())
+        ["tunnel4", "tunnel6"].into_iter().try_for_each(|name| has_role(cluster, name, "tunnel"))
     });
 }
 
@@ -217,10 +219,7 @@ fn pods_behind_netkit_are_served() {
     }
     run("routed_invalid_drop", netkit, |cluster| {
         is_served(cluster)?;
-        let client = &cluster.lab.client;
-        let roles = roles(cluster)?;
-        ensure!(roles.get(&client.node_device).is_some_and(|(role, _)| role == "pod"), "{roles:?}");
-        Ok(())
+        has_role(cluster, &cluster.lab.client.node_device, "pod")
     });
 }
 
@@ -255,9 +254,7 @@ fn a_wireguard_device_is_served_as_a_tunnel() {
     }
     run("routed_invalid_drop", wireguard, |cluster| {
         is_served(cluster)?;
-        let roles = roles(cluster)?;
-        ensure!(roles.get("wg0").is_some_and(|(role, _)| role == "tunnel"), "{roles:?}");
-        Ok(())
+        has_role(cluster, "wg0", "tunnel")
     });
 }
 
@@ -282,9 +279,7 @@ fn a_geneve_device_is_served_as_a_tunnel() {
     }
     run("bridge_invalid_drop", geneve, |cluster| {
         is_served(cluster)?;
-        let roles = roles(cluster)?;
-        ensure!(roles.get("gnv0").is_some_and(|(role, _)| role == "tunnel"), "{roles:?}");
-        Ok(())
+        has_role(cluster, "gnv0", "tunnel")
     });
 }
 
@@ -317,9 +312,7 @@ fn a_child_is_the_uplink(kind: &str, mode: &str, reach: Reach) {
         |lab| on_a_child(lab, &format!("{kind} mode {mode}")),
         |cluster| {
             is_served_to(cluster, reach)?;
-            let roles = roles(cluster)?;
-            ensure!(roles.get("child0").is_some_and(|(role, _)| role == "uplink"), "{roles:?}");
-            Ok(())
+            has_role(cluster, "child0", "uplink")
         },
     );
 }
